@@ -27,3 +27,20 @@ def shared_data():
   if not path.is_dir():
     pytest.skip('missing: reference media in ../shared/data')
   return path
+
+
+@pytest.fixture(scope='session')
+def code_folder(tmp_path_factory):
+  """Folder of compiled code, so that processes of one run compile once."""
+  folder = tmp_path_factory.mktemp('code')
+  os.environ['V2MEOW_CACHE'] = str(folder)
+  yield folder
+  del os.environ['V2MEOW_CACHE']
+
+
+@pytest.fixture(scope='session')
+def tiny_model(tmp_path_factory, code_folder):
+  """Folder of a system of random weights that takes text."""
+  from tests import toy  # imports JAX
+
+  return toy.make_bundle(tmp_path_factory.mktemp('models') / 'tiny', 'caption')

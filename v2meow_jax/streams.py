@@ -92,7 +92,7 @@ _ROWS = (
   StreamSpec('clip', rate_hz=1, num_features=768),
   StreamSpec('i3d_flow', rate_hz=1, num_features=1024),
   StreamSpec('vit_vqgan', rate_hz=1, num_codes=8192, num_levels=1024),
-  StreamSpec('scene', rate_hz=10, num_features=32),
+  StreamSpec('scene', rate_hz=10, num_features=64),
   # Style: one vector per clip, from music or from text.
   StreamSpec('mulan', rate_hz=None, num_features=128, sample_rate_hz=16000),
   StreamSpec('caption', rate_hz=None, num_features=32),

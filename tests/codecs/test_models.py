@@ -1,0 +1,285 @@
+"""Training of codecs: phases, codebooks, and that it learns."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import soundfile
+
+from v2meow_jax import errors
+from v2meow_jax import streams
+from v2meow_jax import weights
+from v2meow_jax.codecs import data
+from v2meow_jax.codecs import fit_quantizer
+from v2meow_jax.codecs import losses
+from v2meow_jax.codecs import models
+from v2meow_jax.codecs import rvq
+from v2meow_jax.codecs import spectral
+
+SPEC = streams.get('spectral')
+TINY = spectral.Config(
+  width=24,
+  expansion=1,
+  encoder_blocks=1,
+  decoder_blocks=1,
+  num_features=8,
+  kernel_size=3,
+)
+NETWORK = spectral.Network(TINY)
+SECONDS = 0.48
+
+
+def tones(rng, batch=8):
+  """Waveforms that a tiny codec can learn: a chord of two notes."""
+  time = np.arange(int(SECONDS * 16000)) / 16000
+  notes = rng.choice([220.0, 330.0, 440.0, 550.0], (batch, 2, 1))
+  phase = rng.uniform(0, 2 * np.pi, (batch, 2, 1))
+  loudness = rng.uniform(0.1, 0.4, (batch, 2, 1))
+  wave = (loudness * np.sin(2 * np.pi * notes * time + phase)).sum(1)
+  return {'waveform': wave.astype('f4')}
+
+
+def train(model, steps, seed=0, rate=3e-3):
+  """Returns the variables after some steps, and the losses."""
+  rng = np.random.default_rng(seed)
+  batch = tones(rng)
+  shapes = {'waveform': batch['waveform'].shape}
+  variables = dict(
+    model.get_initial_variables(jax.random.PRNGKey(seed), shapes)
+  )
+  params = variables.pop('params')
+  optimizer = optax.adam(rate)
+  state = optimizer.init(params)
+
+  @jax.jit
+  def step(params, state, mutables, batch, key):
+    if mutables:
+      (loss, (_, mutables)), gradient = jax.value_and_grad(
+        model.loss_fn, has_aux=True
+      )(params, batch, key, mutables)
+    else:
+      (loss, _), gradient = jax.value_and_grad(model.loss_fn, has_aux=True)(
+        params, batch, key
+      )
+    updates, state = optimizer.update(gradient, state)
+    return optax.apply_updates(params, updates), state, mutables, loss
+
+  history = []
+  for i in range(steps):
+    params, state, variables, loss = step(
+      params, state, variables, tones(rng), jax.random.PRNGKey(i)
+    )
+    history.append(float(loss))
+  return {'params': params, **variables}, history
+
+
+@pytest.fixture(scope='module')
+def autoencoder():
+  """A tiny autoencoder after a short training."""
+  model = models.CodecModel(
+    NETWORK, 'spectral', 'autoencoder', latent_noise=(0.02, 0.02)
+  )
+  return train(model, 60)
+
+
+@pytest.fixture(scope='module')
+def weights_path(autoencoder, tmp_path_factory):
+  """The same with fitted codebooks, as a file."""
+  folder = tmp_path_factory.mktemp('codec')
+  path = folder / 'autoencoder.safetensors'
+  weights.save_params(path, {'params': autoencoder[0]['params']})
+  rng = np.random.default_rng(5)
+
+  def batches(split, batch_size, seed):
+    assert (split, batch_size, seed) == ('train', 32, 3)
+    return type(
+      'Tones',
+      (),
+      {'iterator': lambda self, start: iter(lambda: tones(rng, 32), None)},
+    )()
+
+  output = folder / 'codec.safetensors'
+  fit_quantizer.fit_quantizer(
+    NETWORK, 'spectral', batches, path, output, 32, 1000, iterations=5, seed=3
+  )
+  return output
+
+
+def test_autoencoder_learns(autoencoder):
+  variables, history = autoencoder
+  assert set(variables) == {'params'}
+  assert np.mean(history[-5:]) < 0.5 * np.mean(history[:5])
+
+
+def test_fitted_codec_reconstructs_better_than_shuffled_codes(weights_path):
+  codec = spectral.SpectralCodec(weights.load_params(weights_path), TINY)
+  rng = np.random.default_rng(9)
+  waveform = tones(rng)['waveform']
+  codes = np.asarray(codec.encode(waveform))
+  distance = lambda codes: float(
+    losses.spectral_distance(waveform, codec.decode(codes)).mean()
+  )
+  whole, one = distance(codes), distance(codes[..., :1])
+  # Another clip's codes, and this clip's codes in another order.
+  assert whole < 0.7 * distance(np.roll(codes, 1, axis=0))
+  assert whole < 0.9 * distance(codes[:, rng.permutation(codes.shape[1])])
+  assert whole < one
+
+
+def test_decoder_phase_moves_the_decoder_only(weights_path):
+  model = models.CodecModel(
+    NETWORK, 'spectral', 'decoder', initial_weights=str(weights_path)
+  )
+  before = weights.load_params(weights_path)
+  after, history = train(model, 30, rate=1e-3)
+  assert np.mean(history[-5:]) < np.mean(history[:5])
+  for name, value in weights.flatten(after['params']).items():
+    same = np.array_equal(value, weights.flatten(before['params'])[name])
+    assert same == name.startswith('encoder'), name
+  np.testing.assert_array_equal(
+    after['quantizer']['codebooks'], before['quantizer']['codebooks']
+  )
+  exported = model.export_variables(
+    after['params'], {'quantizer': after['quantizer']}
+  )
+  assert set(exported['quantizer']) == {'codebooks'}
+  spectral.SpectralCodec(exported, TINY)
+
+
+def test_joint_phase_initialises_codebooks_from_the_first_batch():
+  model = models.CodecModel(
+    NETWORK, 'spectral', 'joint', kmeans_iterations=3, full_probability=1.0
+  )
+  rng = np.random.default_rng(2)
+  batch = tones(rng)
+  variables = model.get_initial_variables(
+    jax.random.PRNGKey(0), {'waveform': batch['waveform'].shape}
+  )
+  quantizer = {'quantizer': variables['quantizer']}
+  assert not np.any(quantizer['quantizer']['codebooks'])
+  loss_fn = jax.jit(model.loss_fn)
+  _, (_, first) = loss_fn(
+    variables['params'], batch, jax.random.PRNGKey(1), quantizer
+  )
+  latents = NETWORK.apply(
+    {'params': variables['params']}, batch['waveform'], method='encode'
+  )
+  codes = rvq.encode(latents, first['quantizer']['codebooks'])
+  error = jnp.square(
+    latents - rvq.decode(codes, first['quantizer']['codebooks'])
+  ).mean()
+  assert error < 0.1 * latents.var()
+  # A second step moves the codebooks, it does not fit them again.
+  _, (_, second) = loss_fn(
+    variables['params'], batch, jax.random.PRNGKey(2), first
+  )
+  moved = np.abs(
+    second['quantizer']['codebooks'] - first['quantizer']['codebooks']
+  ).max(-1)
+  used = np.asarray(second['quantizer']['counts']) > 0.1
+  assert 0 < moved[used].max() < 0.1
+
+
+def test_joint_phase_gives_the_encoder_a_gradient_and_eval_keeps_codebooks(
+  weights_path,
+):
+  model = models.CodecModel(
+    NETWORK, 'spectral', 'joint', initial_weights=str(weights_path)
+  )
+  batch = tones(np.random.default_rng(2))
+  variables = model.get_initial_variables(
+    jax.random.PRNGKey(0), {'waveform': batch['waveform'].shape}
+  )
+  mutables = {'quantizer': variables['quantizer']}
+  gradient = jax.grad(
+    lambda p: model.loss_fn(p, batch, jax.random.PRNGKey(0), mutables)[0]
+  )(variables['params'])
+  for name, value in weights.flatten(gradient).items():
+    assert np.abs(value).max() > 0, name
+  _, (metrics, after) = model.eval_fn(variables['params'], batch, mutables)
+  np.testing.assert_array_equal(
+    after['quantizer']['codebooks'], mutables['quantizer']['codebooks']
+  )
+  # The metric is the distance of what the shipped codec would decode.
+  codec = spectral.SpectralCodec(weights.load_params(weights_path), TINY)
+  decoded = codec.decode(codec.encode(batch['waveform']))
+  np.testing.assert_allclose(
+    metrics['spectral_distance'].compute(),
+    losses.spectral_distance(batch['waveform'], decoded).mean(),
+    rtol=1e-4,
+  )
+
+
+def test_unknown_phase_is_refused():
+  with pytest.raises(
+    ValueError,
+    match=(
+      'Unknown phase `train`, expected one of autoencoder, joint, decoder.'
+    ),
+  ):
+    models.CodecModel(NETWORK, 'spectral', 'train')
+
+
+def test_decoder_phase_needs_weights():
+  with pytest.raises(ValueError, match='Set CodecModel.initial_weights.'):
+    models.CodecModel(NETWORK, 'spectral', 'decoder')
+
+
+@pytest.fixture
+def manifest(tmp_path, rng):
+  """Two short files, of which the second is validation."""
+  for name, value in (('a', 0.1), ('b', 0.2), ('c', 0.3)):
+    samples = np.full((16000, 2), value) * [1, 0]  # stereo
+    soundfile.write(tmp_path / f'{name}.wav', samples, 16000)
+  path = tmp_path / 'audio.csv'
+  path.write_text(
+    'clip_id,file,start_seconds,end_seconds,split\n'
+    'a,a.wav,0.25,1,train\nb,b.wav,0,,validation\nc,c.wav,0,.2,train\n'
+  )
+  return path
+
+
+def test_crops_are_the_files_own_and_resume_exactly(manifest):
+  make = functools.partial(
+    data.CropDataset,
+    [manifest],
+    'spectral',
+    0.4,
+    batch_size=64,
+    seed=1,
+    gain_db=(0.0, 0.0),
+  )
+  crops = make(split='train')
+  batch = next(crops.iterator(0))['waveform']
+  assert batch.shape == (64, 6400)
+  # Means of the two channels: a is whole, c is 0.2 s and then silence.
+  is_a = np.isclose(batch, 0.05, atol=1e-4).all(axis=1)
+  is_c = np.isclose(batch[:, :3200], 0.15, atol=1e-4).all(axis=1)
+  assert (is_a | is_c).all()
+  assert (batch[is_c, 3200:] == 0).all()
+  assert 0.55 < is_a.mean() < 0.95  # by length: 0.75 of 0.95 s
+  later = crops.iterator(0)
+  for _ in range(3):
+    expected = next(later)
+  np.testing.assert_array_equal(
+    expected['waveform'], next(make(split='train').iterator(2))['waveform']
+  )
+  validation = next(make(split='validation').iterator(0))['waveform']
+  np.testing.assert_allclose(validation, 0.1, atol=1e-4)
+
+
+def test_crops_name_what_is_wrong(manifest):
+  make = functools.partial(
+    data.CropDataset, [manifest], 'spectral', 0.4, batch_size=2
+  )
+  with pytest.raises(errors.UserError, match='no audio of split `test`'):
+    make(split='test')
+  soundfile.write(manifest.parent / 'a.wav', np.zeros(100), 8000)
+  with pytest.raises(errors.UserError, match='8000 Hz, expected 16000 Hz'):
+    make(split='train')
+  (manifest.parent / 'a.wav').unlink()
+  with pytest.raises(errors.UserError, match='cannot read the audio'):
+    make(split='train')

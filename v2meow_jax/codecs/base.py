@@ -1,0 +1,205 @@
+"""Codec: waveform to tokens and back."""
+
+from collections.abc import Iterable, Iterator
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from v2meow_jax import streams
+from v2meow_jax.codecs import rvq
+
+Array = jax.Array
+
+# Positions per compiled call. Other lengths are padded to a multiple of it, so
+# that a clip of any length runs in a function that is compiled already.
+CHUNK = 100
+
+
+class Codec:
+  """Encodes waveforms to codes and decodes them, with trained parameters.
+
+  A network is a Flax module with the methods `encode(waveform)` and
+  `decode(latents, num_valid)` and the property `delay`, as in
+  `spectral.Network`. Its decoder is causal.
+
+  Attributes:
+    spec: the stream of the codes.
+    network: encoder and decoder.
+    variables: `{'params': …, 'quantizer': {'codebooks': float32 [levels,
+      codes, features]}}`.
+  """
+
+  def __init__(self, spec: streams.StreamSpec, network, variables: dict):
+    codebooks = jnp.asarray(variables['quantizer']['codebooks'], jnp.float32)
+    if codebooks.shape[:2] != (spec.num_levels, spec.num_codes):
+      raise ValueError(
+        f'Codec `{spec.name}`: codebooks of shape {codebooks.shape}, '
+        f'expected [{spec.num_levels}, {spec.num_codes}, features]. Use '
+        'weights that were trained for this codec.'
+      )
+    self.spec = spec
+    self.network = network
+    self.variables = {
+      'params': jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float32), variables['params']
+      ),
+      'quantizer': {'codebooks': codebooks},
+    }
+
+  @property
+  def sample_rate_hz(self) -> int:
+    """Samples a second of the waveforms."""
+    return self.spec.sample_rate_hz
+
+  @property
+  def hop(self) -> int:
+    """Samples per position."""
+    return self.spec.hop
+
+  @functools.cached_property
+  def _encode(self):
+    def encode(variables, waveform):
+      latents = self.network.apply(
+        {'params': variables['params']}, waveform, method='encode'
+      )
+      return rvq.encode(latents, variables['quantizer']['codebooks'])
+
+    return jax.jit(encode)
+
+  @functools.cached_property
+  def _decode(self):
+    def decode(variables, codes, num_valid):
+      latents = rvq.decode(codes, variables['quantizer']['codebooks'])
+      return self.network.apply(
+        {'params': variables['params']}, latents, num_valid, method='decode'
+      )
+
+    return jax.jit(decode)
+
+  @functools.cached_property
+  def _decode_chunk(self):
+    def decode(variables, stream, codes, num_valid):
+      latents = rvq.decode(codes, variables['quantizer']['codebooks'])
+      return self.network.apply(
+        {'params': variables['params'], 'stream': stream},
+        latents,
+        num_valid,
+        method='decode',
+        mutable=['stream'],
+      )
+
+    return jax.jit(decode)
+
+  def encode(self, waveform: Array) -> Array:
+    """Encodes waveforms; the last position is padded with silence.
+
+    Args:
+      waveform: float32 `[batch, samples]` in -1..1 at `sample_rate_hz`.
+
+    Returns:
+      int32 codes `[batch, ceil(samples / hop), levels]`.
+
+    Raises:
+      ValueError: the waveform is not two-dimensional or holds no sample.
+    """
+    waveform = jnp.asarray(waveform, jnp.float32)
+    if waveform.ndim != 2 or not waveform.shape[1]:
+      raise ValueError(
+        f'Codec `{self.spec.name}`: waveform of shape {waveform.shape}, '
+        'expected [batch, samples] with at least one sample. Mix to mono and '
+        'add the batch axis.'
+      )
+    length = -(-waveform.shape[1] // self.hop)
+    padded = -(-length // CHUNK) * CHUNK * self.hop
+    waveform = jnp.pad(waveform, ((0, 0), (0, padded - waveform.shape[1])))
+    return self._encode(self.variables, waveform)[:, :length]
+
+  def _check_codes(self, codes: np.ndarray) -> None:
+    levels, num_codes = self.spec.num_levels, self.spec.num_codes
+    if codes.ndim != 3 or not 1 <= codes.shape[2] <= levels:
+      raise ValueError(
+        f'Codec `{self.spec.name}`: codes of shape {codes.shape}, expected '
+        f'[batch, time, levels] with 1 to {levels} levels. Unflatten the '
+        'tokens first.'
+      )
+    if codes.size and not (0 <= codes.min() and codes.max() < num_codes):
+      raise ValueError(
+        f'Codec `{self.spec.name}`: codes from {codes.min()} to '
+        f'{codes.max()}, expected 0 to {num_codes - 1}. Take the vocabulary '
+        'offsets off the tokens.'
+      )
+
+  def decode(self, codes: Array) -> Array:
+    """Decodes codes of all levels or of the first few.
+
+    Args:
+      codes: int32 `[batch, time, levels]`, 1 up to all levels.
+
+    Returns:
+      float32 waveform `[batch, time * hop]`.
+
+    Raises:
+      ValueError: the codes have another shape or range.
+    """
+    codes = np.asarray(codes)
+    self._check_codes(codes)
+    length = codes.shape[1]
+    padded = -(-length // CHUNK) * CHUNK
+    codes = np.pad(codes, ((0, 0), (0, padded - length), (0, 0)))
+    waveform = self._decode(self.variables, codes, length)
+    return waveform[:, : length * self.hop]
+
+  def decode_chunks(self, chunks: Iterable[Array]) -> Iterator[np.ndarray]:
+    """Decodes a long clip piece by piece in bounded memory.
+
+    Args:
+      chunks: int32 codes `[batch, time, levels]` one after another, of any
+        lengths, with the same batch and levels.
+
+    Yields:
+      float32 waveforms `[batch, samples]`. Together they are what `decode`
+      gives for the whole; where they are cut is not where the codes were.
+
+    Raises:
+      ValueError: the codes have another shape or range.
+    """
+    stream, rest = None, None
+    skip, owed = self.network.delay, 0
+
+    def run(codes, num_valid):
+      nonlocal stream, skip, owed
+      if stream is None:
+        stream = self._empty_stream(codes)
+      waveform, mutated = self._decode_chunk(
+        self.variables, stream, codes, num_valid
+      )
+      stream = mutated['stream']
+      waveform = np.asarray(waveform)[:, skip:][:, :owed]
+      skip = 0
+      owed -= waveform.shape[1]
+      return waveform
+
+    for codes in chunks:
+      codes = np.asarray(codes)
+      self._check_codes(codes)
+      owed += codes.shape[1] * self.hop
+      rest = codes if rest is None else np.concatenate([rest, codes], axis=1)
+      while rest.shape[1] >= CHUNK:
+        yield run(rest[:, :CHUNK], CHUNK)
+        rest = rest[:, CHUNK:]
+    while owed:
+      length = rest.shape[1]
+      padded = np.pad(rest, ((0, 0), (0, CHUNK - length), (0, 0)))
+      yield run(padded, length)
+      rest = rest[:, :0]
+
+  def _empty_stream(self, codes: np.ndarray) -> dict:
+    """What the convolutions remember before the first chunk: silence."""
+    _, mutated = jax.eval_shape(
+      self._decode_chunk, self.variables, {}, codes, 0
+    )
+    return jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), mutated['stream']
+    )

@@ -1,0 +1,1 @@
+"""Procedural paired clips: an animated scene and its music (`data/toy`)."""

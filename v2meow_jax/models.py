@@ -1,0 +1,593 @@
+"""The model object of a stage, in the protocol of T5X.
+
+One class serves the three stages and both architectures. It is what a
+training loop drives (this project's own or T5X's): initial variables with
+logical axes, loss and metrics, prediction and scores; and what generation
+drives: `decode`. Nothing here imports T5X.
+"""
+
+from collections.abc import Mapping
+import functools
+import sys
+from typing import Any
+
+from flax import linen as nn
+from flax import traverse_util
+from flax.linen import partitioning
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from v2meow_jax import decoding
+from v2meow_jax import network
+from v2meow_jax import sampling
+from v2meow_jax import stages
+from v2meow_jax import vocabularies
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+Params = Mapping[str, Any]
+
+
+class StageModel:
+  """A stage's network with its loss, its metrics and its ways to predict."""
+
+  def __init__(
+    self,
+    stage: stages.Stage,
+    config: network.Config,
+    optimizer_def: Any = None,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    loss_normalizing_factor: float | None = None,
+    temperature: float | None = None,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    sample_seed: int = 0,
+  ):
+    """Builds the network; parameters come from `get_initial_variables`.
+
+    Args:
+      stage: what conditions and what is predicted.
+      config: dimensions of the network.
+      optimizer_def: the optimizer, for training loops that read it here.
+      z_loss: weight of the squared log of the softmax's normaliser.
+      label_smoothing: probability spread over all codes of the level.
+      loss_normalizing_factor: constant that divides the summed loss; None
+        for 1. A constant and not the number of tokens, because T5X sums the
+        gradients of microbatches.
+      temperature: of sampling; None for the paper's of this stage.
+      top_k: of sampling, see `sampling.Options`.
+      top_p: of sampling.
+      sample_seed: folded into the key of `predict_batch`, because T5X's
+        infer and eval always pass the same one.
+
+    Raises:
+      ValueError: a sampling option is out of its range.
+    """
+    if temperature is None:
+      temperature = stages.TEMPERATURES[stage.name]
+    self.stage = stage
+    self.config = config
+    self.module = network.Transformer(stage, config)
+    self.optimizer_def = optimizer_def
+    self.options = sampling.Options(temperature, top_k, top_p)
+    sampling.validate(self.options)
+    self._z_loss = z_loss
+    self._label_smoothing = label_smoothing
+    self._loss_normalizing_factor = loss_normalizing_factor or 1.0
+    self._sample_seed = sample_seed
+
+  @property
+  def FEATURE_CONVERTER_CLS(self):  # pylint: disable=invalid-name
+    """Makes the seqio converter from task to model features."""
+    from v2meow_jax import feature_converters  # needs seqio
+
+    if self.stage.architecture == stages.DECODER_ONLY:
+      converter = feature_converters.DecoderOnlyFeatureConverter
+    else:
+      converter = feature_converters.EncoderDecoderFeatureConverter
+    return functools.partial(converter, self.stage)
+
+  @property
+  def input_vocabulary(self):
+    """The stage's ids for seqio and T5X, which compares it with the task's."""
+    from v2meow_jax import tasks  # needs seqio
+
+    return tasks.TokenVocabulary(self.stage.vocab_size)
+
+  @property
+  def output_vocabulary(self):
+    """One table of ids for inputs and targets, as in T5X."""
+    return self.input_vocabulary
+
+  def get_initial_variables(
+    self,
+    rng: Array,
+    input_shapes: Mapping[str, Any],
+    input_types: Mapping[str, Any] | None = None,
+  ) -> dict[str, Any]:
+    """Returns random parameters and their logical axes.
+
+    Args:
+      rng: PRNG key.
+      input_shapes: shape of each model feature.
+      input_types: unused; the stage knows them.
+
+    Returns:
+      `params` and `params_axes`, the latter as T5X wants them.
+
+    Raises:
+      ValueError: a model feature is missing or not as long as the stage says.
+    """
+    del input_types
+    expected = self.feature_shapes(batch_size=1)
+    for name, shape in expected.items():
+      if name not in input_shapes:
+        raise ValueError(
+          f'Model feature `{name}` is missing, expected '
+          f'{", ".join(expected)}. Use FEATURE_CONVERTER_CLS of this model.'
+        )
+      found = tuple(input_shapes[name])
+      if found[1:] != shape[1:]:
+        raise ValueError(
+          f'Model feature `{name}` has shape {found}, expected '
+          f'[batch, {", ".join(map(str, shape[1:]))}] for '
+          f'{self.stage.seconds:g} s. Set TASK_FEATURE_LENGTHS to the '
+          "stage's own."
+        )
+    batch = {
+      name: jnp.zeros(shape, self._feature_dtype(name))
+      for name, shape in expected.items()
+    }
+    boxed = self.module.init(rng, *self._network_inputs(batch))['params']
+    flat = traverse_util.flatten_dict(boxed)
+    axes = {
+      (*path[:-1], f'{path[-1]}_axes'): partitioning.AxisMetadata(leaf.names)
+      for path, leaf in flat.items()
+    }
+    return {
+      'params': nn.meta.unbox(boxed),
+      'params_axes': traverse_util.unflatten_dict(axes),
+    }
+
+  def feature_shapes(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the model features that the network reads."""
+    stage = self.stage
+    shapes = {}
+    if self.module.has_encoder:
+      for view in stage.inputs:
+        length = view.length(stage.seconds)
+        shape = (batch_size, length)
+        if not view.spec.is_discrete:
+          timed = (length,) if view.spec.is_timed else ()
+          shape = (batch_size, *timed, view.spec.num_features)
+        shapes[f'encoder_{view.name}'] = shape
+        shapes[f'encoder_{view.name}_mask'] = (batch_size, length)
+    length = network.prefix_length(stage) + stage.target_length
+    for name in ('input_tokens', 'target_tokens', 'loss_weights'):
+      shapes[f'decoder_{name}'] = (batch_size, length)
+    return shapes
+
+  def _feature_dtype(self, name: str):
+    continuous = {
+      f'encoder_{view.name}'
+      for view in self.stage.inputs
+      if not view.spec.is_discrete
+    }
+    return jnp.float32 if name in continuous else jnp.int32
+
+  def _network_inputs(self, batch: Batch) -> tuple:
+    """Arguments of the network, from the model features."""
+    inputs, masks = {}, {}
+    if self.module.has_encoder:
+      for view in self.stage.inputs:
+        inputs[view.name] = batch[f'encoder_{view.name}']
+        masks[view.name] = batch[f'encoder_{view.name}_mask']
+    return (
+      inputs,
+      masks,
+      batch['decoder_input_tokens'],
+      batch['decoder_target_tokens'],
+    )
+
+  def _logits(
+    self, params: Params, batch: Batch, dropout_rng: Array | None = None
+  ) -> Array:
+    """float32 `[batch, time, levels, codes]`; dropout where there is a key."""
+    return self.module.apply(
+      {'params': params},
+      *self._network_inputs(batch),
+      enable_dropout=dropout_rng is not None,
+      rngs=None if dropout_rng is None else {'dropout': dropout_rng},
+    )
+
+  def _targets(self, batch: Batch) -> tuple[Array, Array]:
+    """Codes int32 and weights float32, both `[batch, time, levels]`."""
+    target = self.stage.target
+    prefix = network.prefix_length(self.stage)
+    codes = vocabularies.unflatten_levels(
+      batch['decoder_target_tokens'][:, prefix:],
+      target.num_levels,
+      target.spec.num_codes,
+      self.stage.target_offset,
+    )
+    weights = batch['decoder_loss_weights'][:, prefix:]
+    return codes, weights.reshape(codes.shape).astype(jnp.float32)
+
+  def loss_fn(
+    self, params: Params, batch: Batch, dropout_rng: Array | None
+  ) -> tuple[Array, dict[str, Any]]:
+    """Computes the training loss.
+
+    Args:
+      params: parameters of the network.
+      batch: model features.
+      dropout_rng: PRNG key of dropout; None for no dropout.
+
+    Returns:
+      float32 scalar, the loss summed over tokens and divided by the constant
+      normaliser; and metrics by name.
+    """
+    logits = self._logits(params, batch, dropout_rng)
+    codes, weights = self._targets(batch)
+    cross_entropy, z_loss = _cross_entropy(
+      logits, codes, self._label_smoothing, self._z_loss
+    )
+    # [batch, time, levels] -> scalars
+    total_z_loss = jnp.sum(z_loss * weights) / self._loss_normalizing_factor
+    total = jnp.sum(cross_entropy * weights) / self._loss_normalizing_factor
+    loss = total + total_z_loss
+    metrics = _metrics(
+      loss, total_z_loss, cross_entropy + z_loss, logits, codes, weights
+    )
+    return loss, metrics
+
+  def eval_fn(
+    self, params: Params, batch: Batch
+  ) -> tuple[Array, dict[str, Any]]:
+    """The loss and metrics without dropout, see `loss_fn`."""
+    return self.loss_fn(params, batch, None)
+
+  def score_batch(
+    self, params: Params, batch: Batch, return_intermediates: bool = False
+  ):
+    """Log-likelihood of each example's target.
+
+    Args:
+      params: parameters of the network.
+      batch: model features.
+      return_intermediates: whether to return the parts too.
+
+    Returns:
+      float32 `[batch]`; with intermediates also a dict with `token_scores`,
+      float32 `[batch, time, levels]`, the log-likelihood of each code.
+    """
+    codes, weights = self._targets(batch)
+    loss, _ = _cross_entropy(self._logits(params, batch), codes, 0.0, 0.0)
+    token_scores = -loss * weights
+    scores = jnp.sum(token_scores, axis=(1, 2))
+    if return_intermediates:
+      return scores, {'token_scores': token_scores}
+    return scores
+
+  def predict_batch(
+    self, params: Params, batch: Batch, rng: Array | None = None
+  ) -> Array:
+    """Samples targets; int32 ids `[batch, time * levels]`.
+
+    Args:
+      params: parameters of the network.
+      batch: model features; the target tokens are not looked at.
+      rng: PRNG key; None for that of `sample_seed` alone.
+    """
+    return self.predict_batch_with_aux(params, batch, rng)[0]
+
+  def predict_batch_with_aux(
+    self, params: Params, batch: Batch, rng: Array | None = None
+  ) -> tuple[Array, dict[str, Array]]:
+    """Samples targets and scores them.
+
+    Args:
+      params: parameters of the network.
+      batch: model features; the target tokens are not looked at.
+      rng: PRNG key; None for that of `sample_seed` alone.
+
+    Returns:
+      int32 ids `[batch, time * levels]`, and `scores`, float32 `[batch]`, the
+      log-likelihood of what was sampled.
+    """
+    rng = jax.random.PRNGKey(0) if rng is None else rng
+    rng = jax.random.fold_in(rng, self._sample_seed)
+    inputs, masks, _, target_tokens = self._network_inputs(batch)
+    batch_size = target_tokens.shape[0]
+    prefix = target_tokens[:, : network.prefix_length(self.stage)]
+    codes, scores = self._sample(
+      params,
+      inputs,
+      masks,
+      prefix,
+      prefix > 0,
+      jax.random.bits(rng, (batch_size,)),
+      jnp.zeros(batch_size, jnp.int32),
+      self.options,
+    )
+    target = self.stage.target
+    ids = vocabularies.flatten_levels(
+      codes, target.spec.num_codes, self.stage.target_offset
+    )
+    return ids, {'scores': scores}
+
+  def decode(
+    self,
+    params: Params,
+    inputs: Mapping[str, Array],
+    input_masks: Mapping[str, Array],
+    prompt: Array,
+    seeds: Array,
+    start_frame: Array,
+    options: sampling.Options,
+  ) -> Array:
+    """Generates one window of the target, compiled once per prompt length.
+
+    The random numbers of a code depend on its clip's seed, the stage, its
+    absolute time and its absolute level, and on nothing else: not on the
+    batch, the window or the prompt.
+
+    Args:
+      params: parameters of the network.
+      inputs: per stream, float32 `[batch, time, features]`, `[batch,
+        features]` once per clip, or codes int32 `[batch, time, levels]`.
+      input_masks: per stream, `[batch, positions]`, 0 where the input is
+        padding; positions are time x levels.
+      prompt: int32 codes `[batch, times, levels]` that the window starts
+        with; `times` may be 0.
+      seeds: uint32 `[batch]`.
+      start_frame: int32 `[batch]`, absolute time of the window's first time.
+      options: how to sample.
+
+    Returns:
+      int32 codes `[batch, time, levels]`, the prompt included.
+
+    Raises:
+      ValueError: a stream is missing, or an array has another shape than the
+        stage says.
+    """
+    self._check_decode_shapes(inputs, input_masks, prompt)
+    options = sampling.Options(
+      jnp.float32(options.temperature),
+      jnp.int32(options.top_k),
+      jnp.float32(options.top_p),
+    )
+    return self._decode_jit(
+      params,
+      {view.name: inputs[view.name] for view in self.stage.inputs},
+      {view.name: input_masks[view.name] for view in self.stage.inputs},
+      prompt,
+      seeds,
+      start_frame,
+      options,
+    )
+
+  @functools.cached_property
+  def _decode_jit(self):
+    return jax.jit(self._decode)
+
+  def _decode(
+    self, params, inputs, input_masks, prompt, seeds, start_frame, options
+  ):
+    """`decode` without its checks, to be compiled."""
+    stage = self.stage
+    ids = {}
+    for view in stage.inputs:
+      x = inputs[view.name]
+      if view.spec.is_discrete:
+        x = vocabularies.flatten_levels(
+          x, view.spec.num_codes, stage.input_offset(view.name)
+        )
+        x = jnp.where(input_masks[view.name] != 0, x, vocabularies.PAD_ID)
+      ids[view.name] = x
+    tokens = vocabularies.flatten_levels(
+      prompt, stage.target.spec.num_codes, stage.target_offset
+    )
+    if not self.module.has_encoder:
+      prefix = [ids[view.name] for view in stage.inputs]
+      tokens = jnp.concatenate([*prefix, tokens], axis=1)
+      ids, input_masks = {}, {}
+    codes, _ = self._sample(
+      params,
+      ids,
+      input_masks,
+      tokens,
+      tokens > 0,
+      seeds,
+      start_frame,
+      options,
+    )
+    return jnp.concatenate([prompt, codes], axis=1)
+
+  def _sample(
+    self,
+    params,
+    inputs,
+    masks,
+    tokens,
+    token_mask,
+    seeds,
+    start_frame,
+    options,
+  ):
+    """Samples what `tokens` (see `decoding.decode`) leaves open.
+
+    Returns:
+      int32 codes `[batch, times left, levels]` and their log-likelihood,
+      float32 `[batch]`.
+    """
+    target = self.stage.target
+    levels = target.num_levels
+    first = tokens.shape[1] - network.prefix_length(self.stage)
+
+    def key(seed, frame, level):
+      key = jax.random.fold_in(jax.random.key(seed), self.stage.index)
+      return jax.random.fold_in(jax.random.fold_in(key, frame), level)
+
+    def choose(logits, step):
+      frame = start_frame + (first + step) // levels
+      level = target.first_level + (first + step) % levels
+      keys = jax.vmap(key, (0, 0, None))(seeds, frame, level)
+      codes = sampling.sample(logits, keys, options)
+      log_probabilities = jax.nn.log_softmax(logits)
+      return codes, jnp.take_along_axis(
+        log_probabilities, codes[:, None], axis=1
+      )[:, 0]
+
+    codes, scores = decoding.decode(
+      self.module, params, inputs, masks, tokens, token_mask, choose
+    )
+    # [batch, steps] -> [batch, times, levels]
+    codes = codes.reshape(codes.shape[0], -1, levels)
+    return codes, jnp.sum(scores, axis=0)
+
+  def _check_decode_shapes(self, inputs, input_masks, prompt):
+    """Raises ValueError where an argument of `decode` does not fit."""
+    stage = self.stage
+    expected = {}
+    for view in stage.inputs:
+      for where, arrays in (('inputs', inputs), ('input_masks', input_masks)):
+        if view.name not in arrays:
+          raise ValueError(
+            f'Stage `{stage.name}`: stream `{view.name}` is missing in '
+            f'{where}, expected '
+            f'{", ".join(f"`{v.name}`" for v in stage.inputs)}. Pass zeros '
+            'and a mask of 0 for a stream that is not there.'
+          )
+      length = view.spec.length(stage.seconds)
+      width = (
+        view.num_levels if view.spec.is_discrete else (view.spec.num_features)
+      )
+      shape = (length, width) if view.spec.is_timed else (width,)
+      expected[f'inputs of `{view.name}`'] = (inputs[view.name].shape, shape)
+      expected[f'mask of `{view.name}`'] = (
+        input_masks[view.name].shape,
+        (view.length(stage.seconds),),
+      )
+    for name, (found, shape) in expected.items():
+      if tuple(found[1:]) != shape:
+        raise ValueError(
+          f'Stage `{stage.name}`: {name} has shape {tuple(found)}, expected '
+          f'[batch, {", ".join(map(str, shape))}] for {stage.seconds:g} s. '
+          'Pad to the length of the stage and mask what is padding.'
+        )
+    levels, times = (
+      stage.target.num_levels,
+      stage.target.spec.length(stage.seconds),
+    )
+    if (
+      prompt.ndim != 3
+      or prompt.shape[2] != levels
+      or not (prompt.shape[1] < times)
+    ):
+      raise ValueError(
+        f'Stage `{stage.name}`: the prompt has shape {tuple(prompt.shape)}, '
+        f'expected [batch, 0 to {times - 1}, {levels}]. Pass codes of whole '
+        'times and leave some to generate.'
+      )
+
+
+def _cross_entropy(
+  logits: Array, codes: Array, label_smoothing: float, z_loss: float
+) -> tuple[Array, Array]:
+  """Cross entropy of each position against its smoothed label.
+
+  As T5X's: the entropy of the smoothed label is taken off, so that 0 can be
+  reached.
+
+  Args:
+    logits: float32 `[..., codes]`.
+    codes: int32 `[...]`; outside [0, codes) where there is nothing to predict.
+    label_smoothing: probability spread over the other codes.
+    z_loss: weight of the squared log of the normaliser.
+
+  Returns:
+    Cross entropy and z-loss, both float32 `[...]`.
+  """
+  num_codes = logits.shape[-1]
+  log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+  # A comparison that XLA fuses into the sum; a gather is slow backwards.
+  is_code = jnp.arange(num_codes) == codes[..., None]
+  code_logit = jnp.sum(jnp.where(is_code, logits, 0), axis=-1)
+  if label_smoothing:
+    confidence = 1.0 - label_smoothing
+    low = label_smoothing / (num_codes - 1)
+    entropy = -(
+      confidence * np.log(confidence)
+      + (num_codes - 1) * low * np.log(low + 1e-20)
+    )
+    other_logits = jnp.sum(logits, axis=-1) - code_logit
+    expected_logit = confidence * code_logit + low * other_logits
+    loss = log_normalizer - expected_logit - entropy
+  else:
+    loss = log_normalizer - code_logit
+  return loss, z_loss * jnp.square(log_normalizer)
+
+
+def _metrics(
+  loss: Array,
+  z_loss: Array,
+  token_loss: Array,
+  logits: Array,
+  codes: Array,
+  weights: Array,
+) -> dict[str, Any]:
+  """Metrics of one batch, under T5X's names where it has one.
+
+  Args:
+    loss: float32 scalar, normalised sum.
+    z_loss: float32 scalar, the part of `loss` that is z-loss.
+    token_loss: float32 `[batch, time, levels]`.
+    logits: float32 `[batch, time, levels, codes]`.
+    codes: int32 `[batch, time, levels]`.
+    weights: float32 `[batch, time, levels]`.
+
+  Returns:
+    clu metrics by name.
+  """
+  from clu import metrics as clu_metrics  # only training needs clu
+
+  average = lambda total, count: clu_metrics.Average(
+    total=jnp.asarray(total, jnp.float32),
+    count=jnp.asarray(count, jnp.float32),
+  )
+  is_right = (jnp.argmax(logits, axis=-1) == codes) * weights
+  token_loss = token_loss * weights
+  num_tokens = jnp.sum(weights)
+  metrics = {
+    'accuracy': average(jnp.sum(is_right), num_tokens),
+    'loss_per_nonpadding_target_token': average(
+      jnp.sum(token_loss), num_tokens
+    ),
+    'nonpadding_fraction': average(num_tokens, weights.size),
+    'num_tokens': average(num_tokens, 1),
+  }
+  if codes.shape[-1] > 1:
+    for level in range(codes.shape[-1]):
+      count = jnp.sum(weights[..., level])
+      metrics[f'accuracy/level_{level}'] = average(
+        jnp.sum(is_right[..., level]), count
+      )
+      metrics[f'loss_per_token/level_{level}'] = average(
+        jnp.sum(token_loss[..., level]), count
+      )
+  # T5X's own metrics get the number of steps from its trainer by type, so
+  # that microbatches count as one; plain averages would halve the sums.
+  t5x_metrics = sys.modules.get('t5x.metrics')
+  if t5x_metrics is None:
+    metrics |= {'loss': average(loss, 1), 'z_loss': average(z_loss, 1)}
+  else:
+    speed = t5x_metrics.TimeRate.from_model_output(numerator=num_tokens)
+    metrics |= {
+      'loss': t5x_metrics.AveragePerStep(total=loss),
+      'z_loss': t5x_metrics.AveragePerStep(total=z_loss),
+      'timing/target_tokens_per_second': speed,
+    }
+  return metrics

@@ -1,0 +1,349 @@
+"""What makes the streams of a clip, and the small file that keeps them.
+
+gin says which objects make which streams (`Recipe`); a `Plan` adds where their
+weights are. A clip's streams are one `.npz` file, which notes what each of them
+follows from: the file's content, the extractor's code and its weights.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import hashlib
+import inspect
+import json
+import math
+import os
+import pathlib
+import sys
+from typing import Any
+import urllib.parse
+import zipfile
+
+import gin
+import numpy as np
+
+from v2meow_jax import bundles
+from v2meow_jax import configs
+from v2meow_jax import errors
+from v2meow_jax import files
+from v2meow_jax import sources
+from v2meow_jax import streams
+from v2meow_jax import weights
+
+Array = np.ndarray
+Source = sources.FileSource | sources.ToySource
+
+# What the bundled model is made of. `--gin_file` replaces the list.
+GIN_FILES = (
+  'visual/scene.gin',
+  'codecs/spectral.gin',
+  'tokenizers/spectral.gin',
+  'style/caption.gin',
+  'runs/prepare.gin',
+)
+STREAMS = ('scene', 'caption', 'spectral_semantic', 'spectral')
+_META = 'meta.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """Which objects make the streams; gin/runs/prepare.gin binds it.
+
+  Attributes:
+    visual: extractors of visual streams.
+    codec: makes the codec from its weights.
+    tokenizer: makes the semantic tokenizer from its weights.
+    embedder: makes the style embedder from its weights, or None.
+  """
+
+  visual: Sequence[Any] = ()
+  codec: Callable[[Mapping], Any] | None = None
+  tokenizer: Callable[[Mapping], Any] | None = None
+  embedder: Callable[[Mapping], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What to make of every clip; small, so that it is sent to processes.
+
+  Attributes:
+    stream_names: the streams.
+    gin_files: files that bind a `Recipe`, in order.
+    codec: path of the codec's weights, or None.
+    tokenizer: path of the tokenizer's weights, or None.
+  """
+
+  stream_names: tuple[str, ...]
+  gin_files: tuple[str, ...] = GIN_FILES
+  codec: str | None = None
+  tokenizer: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractors:
+  """The objects that make the streams, by the name of the stream.
+
+  Attributes:
+    visual: `visual.base.Extractor`s.
+    audio: codecs and tokenizers.
+    text: embedders of captions.
+    versions: of every stream: of the code and the weights that make it.
+  """
+
+  visual: Mapping[str, Any]
+  audio: Mapping[str, Any]
+  text: Mapping[str, Any]
+  versions: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """The streams of one clip.
+
+  Attributes:
+    seconds: how long the clip is: as long as both picture and sound last.
+    arrays: by name of the stream, `[time, features | levels]` or
+      `[features]`, all cut to `seconds`.
+  """
+
+  seconds: float
+  arrays: Mapping[str, Array]
+
+
+def make_plan(
+  stream_names: Sequence[str],
+  model: str = 'bundled',
+  codec: str | None = None,
+  tokenizer: str | None = None,
+  gin_files: Sequence[str] = GIN_FILES,
+) -> Plan:
+  """Plans which streams are made of every clip.
+
+  Args:
+    stream_names: the streams.
+    model: name or folder of the model whose weights are used; those that it
+      has not are none.
+    codec: path of other weights of the codec.
+    tokenizer: path of other weights of the tokenizer.
+    gin_files: files that bind a `Recipe`, in order.
+  """
+  folder = bundles.MODELS.get(model, pathlib.Path(model))
+
+  def path(part, given):
+    file = folder / f'{part}.safetensors'
+    return given or (str(file) if file.is_file() else None)
+
+  return Plan(
+    tuple(stream_names),
+    tuple(gin_files),
+    path('codec', codec),
+    path('tokenizer', tokenizer),
+  )
+
+
+def extractors(plan: Plan) -> Extractors:
+  """Builds what makes the streams of a plan.
+
+  Args:
+    plan: which streams, from which gin files and weights.
+
+  Returns:
+    One object for each stream.
+
+  Raises:
+    UserError: nothing makes a stream, or its weights are missing.
+  """
+  configs.parse(plan.gin_files)
+  recipe = gin.get_configurable(Recipe)()
+  visual = {e.spec.name: e for e in recipe.visual}
+  audio, text, missing = {}, {}, []
+  for part in ('codec', 'tokenizer'):
+    make, path = getattr(recipe, part), getattr(plan, part)
+    if make and path:
+      made = make(weights.load_params(path))
+      audio[made.spec.name] = made
+    elif make:
+      missing.append(part)
+  if recipe.embedder:
+    made = recipe.embedder({})
+    text[made.spec.name] = made
+  known = {**visual, **audio, **text}
+  for name in plan.stream_names:
+    streams.get(name)
+    if name not in known:
+      hint = (
+        f' Weights were not given for: {", ".join(missing)}; pass '
+        f'{", ".join(f"--{part} PATH" for part in missing)}.'
+        if missing
+        else ' Choose one of these or other gin files.'
+      )
+      raise errors.UserError(
+        f'Nothing makes stream `{name}`, expected one of '
+        f'{", ".join(known)}.{hint}'
+      )
+  pick = lambda found: {k: found[k] for k in plan.stream_names if k in found}
+  return Extractors(
+    pick(visual),
+    pick(audio),
+    pick(text),
+    {name: _version(known[name]) for name in plan.stream_names},
+  )
+
+
+def _version(extractor: Any) -> str:
+  """Digest of the code and the weights of an extractor."""
+  digest = hashlib.sha256()
+  for cls in type(extractor).__mro__:
+    if cls.__module__.startswith('v2meow_jax'):
+      digest.update(inspect.getsource(sys.modules[cls.__module__]).encode())
+  digest.update(repr(extractor.spec).encode())
+  for name in ('params', 'variables'):
+    flat = weights.flatten(getattr(extractor, name, {}))
+    for key in sorted(flat):
+      digest.update(key.encode())
+      digest.update(np.ascontiguousarray(flat[key]).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def make_part(
+  source: Source, made: Extractors, have: Mapping[str, Array] | None = None
+) -> Part:
+  """Makes the streams of one clip.
+
+  Args:
+    source: the clip.
+    made: what makes its streams.
+    have: streams that are there already.
+
+  Returns:
+    The streams, cut to the seconds that have picture and sound.
+
+  Raises:
+    UserError: the clip cannot be used.
+  """
+  found = dict(have or {})
+  seconds = math.inf
+  for name, extractor in made.visual.items():
+    if name not in found:
+      found[name], length = source.picture(extractor)
+      seconds = min(seconds, length)
+  waveforms = {}
+  for name, encoder in made.audio.items():
+    if name in found:
+      continue
+    rate = encoder.spec.sample_rate_hz
+    if rate not in waveforms:
+      waveforms[rate] = source.sound(rate)
+      seconds = min(seconds, len(waveforms[rate]) / rate)
+    found[name] = np.asarray(encoder.encode(waveforms[rate][np.newaxis]))[0]
+  for name, embedder in made.text.items():
+    if name not in found:
+      found[name] = embedder.embed_text([source.caption], allow_unknown=True)[0]
+  return _cut(source.clip_id, seconds, found)
+
+
+def _cut(clip_id: str, seconds: float, found: Mapping[str, Array]) -> Part:
+  """Cuts all streams to the seconds that all of them have."""
+  specs = {name: streams.get(name) for name in found}
+  for name, array in found.items():
+    if specs[name].is_timed:
+      seconds = min(seconds, len(array) / specs[name].rate_hz)
+  arrays = {}
+  for name, array in found.items():
+    if specs[name].is_timed:
+      length = int(seconds * specs[name].rate_hz + 1e-6)
+      if not length:
+        raise errors.UserError(
+          f'Clip `{clip_id}` has {seconds:.3g} s of picture and sound, '
+          f'expected at least {1 / specs[name].rate_hz:g} s. Leave it out.'
+        )
+      array = array[:length]
+    arrays[name] = array
+  # Captions alone have no length.
+  return Part(0.0 if math.isinf(seconds) else seconds, arrays)
+
+
+def part_path(folder: str | os.PathLike, clip_id: str) -> pathlib.Path:
+  """Where the streams of a clip are kept."""
+  return pathlib.Path(folder) / f'{urllib.parse.quote(clip_id, safe="")}.npz'
+
+
+def _read(path: pathlib.Path) -> tuple[dict, dict[str, Array]]:
+  """Reads a part and its keys; empty where there is none or it is broken."""
+  try:
+    # Opened here, because NumPy leaves the file open where it is broken.
+    with open(path, 'rb') as f, np.load(f, allow_pickle=False) as npz:
+      meta = json.loads(bytes(npz[_META]))
+      return meta, {name: npz[name] for name in meta['keys']}
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    return {}, {}
+
+
+def read_part(folder: str | os.PathLike, clip_id: str) -> Part:
+  """Reads the streams of a clip that `make_parts` has made.
+
+  Raises:
+    UserError: there is no such file, or it is broken.
+  """
+  path = part_path(folder, clip_id)
+  meta, arrays = _read(path)
+  if not meta:
+    raise errors.UserError(
+      f'{path}: missing or broken, expected the streams of clip '
+      f'`{clip_id}`. Run `v2meow prepare` again.'
+    )
+  return Part(meta['seconds'], arrays)
+
+
+def _keys(source: Source, made: Extractors) -> dict[str, str]:
+  """What every stream of a clip follows from."""
+  key = source.key() if made.visual or made.audio else ''
+  return {
+    name: f'{source.caption if name in made.text else key} {version}'
+    for name, version in made.versions.items()
+  }
+
+
+def update_part(source: Source, made: Extractors, folder: str) -> bool:
+  """Makes the file of a clip, or the streams that it lacks.
+
+  Args:
+    source: the clip.
+    made: what makes its streams.
+    folder: where the files are.
+
+  Returns:
+    Whether there was anything to make.
+
+  Raises:
+    UserError: the clip cannot be used.
+  """
+  path = part_path(folder, source.clip_id)
+  keys = _keys(source, made)
+  meta, have = _read(path)
+  have = {n: a for n, a in have.items() if meta['keys'][n] == keys.get(n)}
+  if set(have) == set(keys):
+    return False
+  part = make_part(source, made, have)
+  meta = {'seconds': part.seconds, 'keys': keys}
+  with files.replace(str(path)) as temporary:
+    with open(temporary, 'wb') as f:
+      encoded = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+      np.savez_compressed(f, **part.arrays, **{_META: encoded})
+  return True
+
+
+def try_out(made: Extractors) -> None:
+  """Encodes a moment of silence, to meet a mistake before any clip does.
+
+  Raises:
+    UserError: weights do not fit the network that they are for.
+  """
+  for name, encoder in made.audio.items():
+    try:
+      encoder.encode(np.zeros((1, encoder.spec.hop), np.float32))
+    except Exception as e:  # whatever the network's library raises
+      raise errors.UserError(
+        f'The weights for stream `{name}` do not fit: '
+        f'{" ".join(str(e).split())[:200]} Use weights and gin files that '
+        'belong together.'
+      ) from e

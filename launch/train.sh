@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Trains one stage; run again, it goes on where it stopped.
+#
+#   bash launch/train.sh STAGE --model_dir DIR [OPTION …] [--gin.NAME=VALUE …]
+#
+# STAGE is semantic, coarse, coarse_visual or fine (a file of gin/stages).
+#   --model_dir DIR    where checkpoints, metrics and params.safetensors go
+#   --size SIZE        file of gin/sizes (default: small)
+#   --dataset NAME     file of gin/datasets (default: toy)
+#   --arrays DIR       read what `v2meow prepare … --arrays` wrote; this needs
+#                      no TensorFlow (default: the dataset's TFDS records)
+#   --data_dir DIR     folder of the TFDS records (default: TFDS's own)
+#   --visual NAME      file of gin/visual (default: scene)
+#   --codec NAME       file of gin/codecs (default: spectral)
+#   --tokenizer NAME   file of gin/tokenizers (default: spectral)
+#   --style NAME       file of gin/style (default: caption)
+#   --gin_file FILE    one more gin file, behind all others; may be repeated
+#   --gin.NAME=VALUE   sets one value, behind all files; may be repeated
+#
+# Examples:
+#   bash launch/train.sh semantic --size tiny --arrays data/arrays \
+#     --model_dir runs/semantic --gin.TRAIN_STEPS=2000
+#   bash launch/train.sh fine --model_dir runs/fine --gin.BATCH_SIZE=32 \
+#     --gin.LEARNING_RATE=3e-4
+#
+# Uses .venv beside this folder if there is one, else the python of the path.
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+
+usage() {
+  sed -n '2,/^set /{s/^# \{0,1\}//;/^set /d;p}' "${BASH_SOURCE[0]}"
+}
+
+fail() {
+  echo "error: $1 See \`bash launch/train.sh --help\`." >&2
+  exit 2
+}
+
+stage='' model_dir='' arrays='' data_dir=''
+size=small dataset=toy visual=scene codec=spectral tokenizer=spectral
+style=caption
+more=()
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    --gin.*=* | --gin_file=* | --gin_search_paths=*)
+      more+=("$1")
+      shift
+      continue
+      ;;
+    --*=*)  # --size=tiny is --size tiny
+      set -- "${1%%=*}" "${1#*=}" "${@:2}"
+      ;;
+  esac
+  case $1 in
+    --model_dir | --size | --dataset | --arrays | --data_dir | --visual | \
+      --codec | --tokenizer | --style | --gin_file)
+      [[ $# -ge 2 ]] || fail "$1 has no value, expected one."
+      if [[ $1 == --gin_file ]]; then
+        more+=("--gin_file=$2")
+      else
+        declare "${1#--}=$2"
+      fi
+      shift 2
+      ;;
+    -*) fail "unknown option $1." ;;
+    *)
+      [[ -z $stage ]] || fail "two stages, $stage and $1, expected one."
+      stage=$1
+      shift
+      ;;
+  esac
+done
+[[ -n $stage ]] || fail 'no stage, expected a file of gin/stages, such as semantic.'
+[[ -n $model_dir ]] || fail 'no --model_dir, expected a folder to write to.'
+
+python=$root/.venv/bin/python
+[[ -x $python ]] || python=python3
+
+road=records
+[[ -z $arrays ]] || road=arrays
+files=()
+for file in "sizes/$size" "visual/$visual" "codecs/$codec" \
+  "tokenizers/$tokenizer" "style/$style" "datasets/$dataset" \
+  "datasets/$road" "stages/$stage" runs/train; do
+  files+=("--gin_file=$file.gin")
+done
+bindings=("--gin.MODEL_DIR='$model_dir'")
+[[ -z $arrays ]] || bindings+=("--gin.ARRAYS='$arrays'")
+[[ -z $data_dir ]] || bindings+=("--gin.DATA_DIR='$data_dir'")
+
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+exec "$python" -m v2meow_jax.train \
+  "${files[@]}" "${bindings[@]}" ${more[@]+"${more[@]}"}

@@ -1,0 +1,127 @@
+"""Optimizers and learning rates, for gin: `OPTIMIZER = @optimizers.adamw()`."""
+
+from collections.abc import Callable
+import dataclasses
+
+import jax
+import optax
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """An optax transformation that knows its learning rate, for the log.
+
+  Attributes:
+    init: params to optimizer state.
+    update: (gradients, state, params) to (updates, state).
+    learning_rate: step to learning rate.
+  """
+
+  init: Callable
+  update: Callable
+  learning_rate: Schedule
+
+
+def rsqrt(peak: float = 1e-3, warmup_steps: int = 1000) -> Schedule:
+  """Linear warmup to `peak`, then `peak * sqrt(warmup_steps / step)`, as T5."""
+
+  def schedule(step):
+    step = step + 1
+    warmup = max(warmup_steps, 1)
+    return peak * jax.numpy.minimum(step / warmup, (warmup / step) ** 0.5)
+
+  return schedule
+
+
+def cosine(
+  peak: float = 1e-3,
+  warmup_steps: int = 1000,
+  train_steps: int = 100_000,
+  final_fraction: float = 0.05,
+) -> Schedule:
+  """Linear warmup to `peak`, then a cosine to `peak * final_fraction`."""
+  warmup_steps = min(warmup_steps, max(train_steps // 2, 1))
+  return optax.warmup_cosine_decay_schedule(
+    init_value=peak / max(warmup_steps, 1),
+    peak_value=peak,
+    warmup_steps=warmup_steps,
+    decay_steps=max(train_steps, warmup_steps + 1),
+    end_value=peak * final_fraction,
+  )
+
+
+def constant(peak: float = 1e-3) -> Schedule:
+  """The same rate at every step."""
+  return optax.constant_schedule(peak)
+
+
+def _is_matrix(params):
+  """Which parameters decay: kernels and tables, not scales and biases."""
+  return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def adamw(
+  learning_rate: Schedule,
+  b1: float = 0.9,
+  b2: float = 0.98,
+  eps: float = 1e-8,
+  weight_decay: float = 0.0,
+  clip_norm: float | None = 1.0,
+) -> Optimizer:
+  """AdamW with clipping of the global norm.
+
+  Args:
+    learning_rate: step to learning rate.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    eps: added to the root of the second moment.
+    weight_decay: decay of kernels and tables; scales and biases have none.
+    clip_norm: largest norm of all gradients together; None for no clipping.
+
+  Returns:
+    The optimizer.
+  """
+  clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+  chain = optax.chain(
+    *clip,
+    optax.adamw(
+      learning_rate,
+      b1=b1,
+      b2=b2,
+      eps=eps,
+      weight_decay=weight_decay,
+      mask=_is_matrix,
+    ),
+  )
+  return Optimizer(chain.init, chain.update, learning_rate)
+
+
+def adafactor(
+  learning_rate: Schedule,
+  decay_rate: float = 0.8,
+  clip_norm: float | None = None,
+  min_dim_size_to_factor: int = 128,
+) -> Optimizer:
+  """Adafactor as T5 uses it: relative steps, factored second moments.
+
+  Args:
+    learning_rate: step to learning rate, relative to a parameter's scale.
+    decay_rate: exponent of the decay of the second moment.
+    clip_norm: largest norm of all gradients together; None for no clipping.
+    min_dim_size_to_factor: smaller dimensions keep the whole second moment.
+
+  Returns:
+    The optimizer.
+  """
+  clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+  chain = optax.chain(
+    *clip,
+    optax.adafactor(
+      learning_rate,
+      decay_rate=decay_rate,
+      min_dim_size_to_factor=min_dim_size_to_factor,
+    ),
+  )
+  return Optimizer(chain.init, chain.update, learning_rate)

@@ -1,0 +1,215 @@
+"""What a long training says: metrics to files, progress to the terminal."""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import time
+
+from absl import logging
+import jax
+
+from v2meow_jax import events
+
+_LOG_SECONDS = 30.0
+
+
+class MetricWriter:
+  """Writes metrics as JSON lines and for TensorBoard.
+
+  One line of `metrics.jsonl` is `{"step", "split", name: value …}`; TensorBoard
+  reads a folder for each split. Lines of steps that a resumed run does again
+  are dropped.
+  """
+
+  def __init__(self, model_dir: pathlib.Path, step: int):
+    """Opens the files in `model_dir`, to go on behind `step`."""
+    self._model_dir = model_dir
+    self._step = step
+    self._file = None
+    self._event_writers = {}
+    if jax.process_index() == 0:
+      path = model_dir / 'metrics.jsonl'
+      _drop_lines(path, step)
+      self._file = open(path, 'a', buffering=1)
+
+  def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+    """Writes the metrics of one step and split."""
+    if self._file is None:
+      return
+    logging.info(
+      'step %d %s: %s',
+      step,
+      split,
+      ' '.join(
+        f'{name}={value:.5g}'
+        for name, value in sorted(values.items())
+        if '/' not in name  # details, one for each level
+      ),
+    )
+    line = {'step': step, 'split': split, **values}
+    self._file.write(json.dumps(line) + '\n')
+    if split not in self._event_writers:
+      self._event_writers[split] = events.EventWriter(
+        self._model_dir / split, self._step
+      )
+    self._event_writers[split].write_scalars(step, values)
+
+  def __enter__(self) -> 'MetricWriter':
+    return self
+
+  def __exit__(self, *unused):
+    for writer in self._event_writers.values():
+      writer.close()
+    if self._file:
+      self._file.close()
+
+
+def _drop_lines(path: pathlib.Path, step: int) -> None:
+  """Keeps the lines up to `step`, and only whole ones."""
+  if not path.exists():
+    return
+  kept = [
+    line
+    for line in path.read_text().splitlines(keepends=True)
+    if line.endswith('\n') and json.loads(line)['step'] <= step
+  ]
+  part = path.with_suffix('.part')
+  part.write_text(''.join(kept))
+  os.replace(part, path)
+
+
+class Progress:
+  """Steps done, rates and time left: a bar on a terminal, else log lines."""
+
+  def __init__(self, step: int, total: int, loss: Callable[[], float]):
+    """Starts the clock.
+
+    Args:
+      step: steps done before.
+      total: steps at the end.
+      loss: returns the loss to show; only called when it is shown.
+    """
+    self.steps_here = 0
+    self._step = step
+    self._total = total
+    self._loss = loss
+    self._bar = None
+    self._restart()
+    self._all = self._window
+    self._last_log = time.monotonic()
+    if sys.stderr.isatty() and jax.process_index() == 0:
+      import tqdm
+
+      self._bar = tqdm.tqdm(
+        initial=step, total=total, unit='step', dynamic_ncols=True
+      )
+      # A line of the log goes where the bar is, and the bar below it.
+      logging.get_absl_handler().addFilter(self._make_room)
+
+  def _restart(self):
+    self._window = _Window(time.monotonic())
+
+  def update(self, step: int, num_tokens: int, num_examples: int) -> None:
+    """Counts one step.
+
+    Args:
+      step: steps done.
+      num_tokens: target tokens of its batch; 0 if the targets are none.
+      num_examples: examples of its batch.
+    """
+    self._step = step
+    self.steps_here += 1
+    if self.steps_here == 1:  # compilation is no rate
+      self._restart()
+      self._all = _Window(time.monotonic())
+      self._last_log = time.monotonic()
+      return
+    for window in {self._window, self._all}:
+      window.add(num_tokens, num_examples)
+    now = time.monotonic()
+    if self._bar is not None:
+      self._bar.update(step - self._bar.n)
+    elif now - self._last_log >= _LOG_SECONDS:
+      self._last_log = now
+      self.log()
+
+  def log(self) -> None:
+    """Logs one line."""
+    rates = self._all.rates()
+    per_second = rates['steps_per_second']
+    left = (self._total - self._step) / per_second if per_second else 0.0
+    parts = [f'step {self._step}/{self._total}', f'loss {self._loss():.4f}']
+    parts += [f'{_number(v)} {_WORDS[k]}' for k, v in rates.items()]
+    parts += [f'{_clock(left)} left']
+    logging.info(', '.join(parts))
+
+  def rates(self) -> dict[str, float]:
+    """Returns the rates since the last call."""
+    rates = self._window.rates()
+    self._restart()
+    if self._bar is not None:
+      self._bar.set_postfix(loss=f'{self._loss():.4f}', refresh=False)
+    return rates
+
+  @contextlib.contextmanager
+  def paused(self):
+    """Time inside the block counts for no rate."""
+    start = time.monotonic()
+    yield
+    for window in {self._window, self._all}:
+      window.start += time.monotonic() - start
+
+  def _make_room(self, unused_record) -> bool:
+    self._bar.clear()
+    return True
+
+  def __enter__(self) -> 'Progress':
+    return self
+
+  def __exit__(self, *unused):
+    if self._bar is not None:
+      logging.get_absl_handler().removeFilter(self._make_room)
+      self._bar.close()
+
+
+_WORDS = {
+  'steps_per_second': 'steps/s',
+  'examples_per_second': 'examples/s',
+  'target_tokens_per_second': 'target tokens/s',
+}
+
+
+class _Window:
+  """Counts since a time."""
+
+  def __init__(self, start: float):
+    self.start = start
+    self._steps = self._tokens = self._examples = 0
+
+  def add(self, num_tokens: int, num_examples: int) -> None:
+    self._steps += 1
+    self._tokens += num_tokens
+    self._examples += num_examples
+
+  def rates(self) -> dict[str, float]:
+    seconds = max(time.monotonic() - self.start, 1e-9)
+    rates = {
+      'steps_per_second': self._steps / seconds,
+      'examples_per_second': self._examples / seconds,
+    }
+    if self._tokens:
+      rates['target_tokens_per_second'] = self._tokens / seconds
+    return rates
+
+
+def _number(value: float) -> str:
+  return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
+
+
+def _clock(seconds: float) -> str:
+  minutes, seconds = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{seconds:02}'

@@ -1,0 +1,387 @@
+"""The training loop: any model object, any number of devices and hosts.
+
+  python -m v2meow_jax.train --gin_file=sizes/tiny.gin … \
+      --gin_file=runs/train.gin --gin.MODEL_DIR='"runs/semantic"'
+
+The model is an object in T5X's protocol: `get_initial_variables`, `loss_fn`,
+`eval_fn`. Batches come from anything with `iterator(start_step)` that yields
+dicts of NumPy arrays: step `n` must be the same batch however often training
+stopped before, so that to resume is exact.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import dataclasses
+import itertools
+import logging as python_logging
+import os
+import pathlib
+import signal
+import sys
+import threading
+from typing import Any
+
+from absl import flags
+from absl import logging
+import flax
+from flax import linen as nn
+import gin
+import jax
+import numpy as np
+import optax
+
+from v2meow_jax import checkpoints
+from v2meow_jax import compilation_cache
+from v2meow_jax import configs
+from v2meow_jax import errors
+from v2meow_jax import partitioning
+from v2meow_jax import prefetching
+from v2meow_jax import progress
+from v2meow_jax import trainer
+from v2meow_jax import weights
+
+Batch = Mapping[str, Any]
+
+# Packages that log each of their steps.
+_TALKATIVE = {'orbax', 'seqio', 'tensorflow_datasets'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """How a training ended.
+
+  Attributes:
+    state: the state after the last step.
+    step: steps done.
+    signal: number of the signal that stopped it early; None at the end.
+  """
+
+  state: checkpoints.TrainState
+  step: int
+  signal: int | None
+
+
+def train(
+  model: Any,
+  batches: Callable[..., Any],
+  optimizer: optax.GradientTransformation,
+  model_dir: str,
+  train_steps: int,
+  batch_size: int,
+  seed: int = 0,
+  train_split: str = 'train',
+  eval_split: str | None = 'validation',
+  eval_period: int = 1000,
+  eval_steps: int = 20,
+  stats_period: int = 100,
+  checkpoint_period: int | None = None,
+  keep: int = 2,
+  keep_best: int = 1,
+  initial_checkpoint_path: str | None = None,
+  export_path: str | None = None,
+  mesh_shape: Sequence[int] = (-1, 1),
+  logical_axis_rules: Sequence[tuple[str, str | None]] = partitioning.RULES,
+) -> Result:
+  """Trains a model from its newest checkpoint, or from the beginning.
+
+  Args:
+    model: object with `get_initial_variables`, `loss_fn` and `eval_fn`.
+    batches: `batches(split=, batch_size=, seed=)` returns an object whose
+      `iterator(start_step)` yields batches without end.
+    optimizer: optax transformation.
+    model_dir: folder of checkpoints, metrics and config.gin.
+    train_steps: steps in total, those of earlier runs included.
+    batch_size: examples of a step, over all devices.
+    seed: of the parameters, dropout and the order of the data.
+    train_split: split to train on.
+    eval_split: split to evaluate on; None for no evaluation.
+    eval_period: steps between evaluations.
+    eval_steps: batches of an evaluation, always the same ones, which are kept
+      in memory.
+    stats_period: steps that a line of training metrics averages.
+    checkpoint_period: steps between checkpoints; `eval_period` if None.
+    keep: newest checkpoints to keep.
+    keep_best: best checkpoints by validation loss to keep beside them.
+    initial_checkpoint_path: parameters to start from: a checkpoint, a folder
+      of checkpoints or a .safetensors file.
+    export_path: where to write the parameters of the best checkpoint at the
+      end; `model_dir`/params.safetensors if None, nowhere if ''.
+    mesh_shape: devices along 'data' and 'model'; -1 for the rest.
+    logical_axis_rules: logical axis to mesh axis.
+
+  Returns:
+    The final state, the steps done and the signal that stopped it, if any.
+
+  Raises:
+    UserError: a setting does not fit, or the loss is not finite.
+  """
+  if train_steps < 1:
+    raise errors.UserError(
+      f'TRAIN_STEPS is {train_steps}, expected at least 1.'
+    )
+  model_dir = _make_folder(model_dir)
+  mesh = partitioning.make_mesh(mesh_shape)
+  partitioning.check_batch_size(batch_size, mesh)
+  checkpoint_period = checkpoint_period or eval_period
+  train_data = batches(split=train_split, batch_size=batch_size, seed=seed)
+  eval_data = None
+  if eval_split is not None:
+    eval_data = batches(split=eval_split, batch_size=batch_size, seed=seed)
+
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(jax.set_mesh(mesh))
+    stack.enter_context(nn.logical_axis_rules(tuple(logical_axis_rules)))
+    manager = checkpoints.Checkpoints(model_dir, keep, keep_best)
+    stack.callback(manager.close)
+    first_batch = trainer.numeric(next(train_data.iterator(0)))
+    training = trainer.Trainer(
+      model, optimizer, first_batch, seed, mesh, logical_axis_rules
+    )
+    if manager.latest_step() is not None:
+      training.state = manager.restore(manager.latest_step(), training.abstract)
+      logging.info('Resumed from %s.', manager.path(manager.latest_step()))
+    else:
+      training.initialize(initial_checkpoint_path)
+    step = int(training.state.step)
+    _log_start(first_batch, training.state)
+    if step >= train_steps:
+      logging.info('TRAIN_STEPS is %d and %d are done.', train_steps, step)
+
+    writer = stack.enter_context(progress.MetricWriter(model_dir, step))
+    results = trainer.Results()
+    bar = stack.enter_context(
+      progress.Progress(step, train_steps, results.latest_loss)
+    )
+    stop = stack.enter_context(_Signals())
+    feed = prefetching.Prefetch(
+      train_data.iterator(step), training.to_devices, train_steps - step
+    )
+    stack.callback(feed.close)
+
+    eval_batches = []  # read once: to start a reader again can take seconds
+
+    def evaluate() -> float | None:
+      if eval_data is None:
+        return None
+      if not eval_batches:
+        eval_batches.extend(itertools.islice(eval_data.iterator(0), eval_steps))
+      with contextlib.closing(
+        prefetching.Prefetch(
+          iter(eval_batches), training.to_devices, eval_steps
+        )
+      ) as eval_feed:
+        values = training.evaluate(batch for batch, _ in eval_feed)
+      writer.write(step, 'validation', values)
+      return values[trainer.loss_name(values)]
+
+    while step < train_steps and stop.signal is None:
+      batch, num_tokens = next(feed)
+      results.add(step + 1, training.step(batch))
+      step += 1
+      bar.update(step, num_tokens, batch_size)
+      if bar.steps_here == 1:
+        _write_config(model_dir)  # by now all of gin has been used
+      is_last = step == train_steps
+      if is_last or step % stats_period == 0:
+        values = results.summary()
+        if hasattr(optimizer, 'learning_rate'):
+          values['learning_rate'] = float(optimizer.learning_rate(step - 1))
+        writer.write(step, 'train', values | bar.rates())
+      saves = is_last or step % checkpoint_period == 0
+      if saves or step % eval_period == 0:
+        results.fetch()  # what is not finite must not be saved
+        with bar.paused():
+          loss = evaluate()
+          if saves:
+            manager.save(training.state, step, loss)
+    if stop.signal is not None:
+      results.fetch()
+      logging.info('Signal %d: saving step %d.', stop.signal, step)
+      manager.save(training.state, step)
+    manager.wait()
+    if stop.signal is None and export_path != '':
+      path = pathlib.Path(export_path or model_dir / 'params.safetensors')
+      export(model, manager.path(manager.best_step()), path)
+    return Result(training.state, step, stop.signal)
+
+
+def export(model: Any, checkpoint: pathlib.Path, path: pathlib.Path) -> None:
+  """Writes the parameters of a checkpoint as safetensors.
+
+  Args:
+    model: if it has `export_variables(params, mutables)`, what that returns is
+      written; else the parameters, and beside them, where the model has
+      further collections, each under its name: `params/…`, `codebooks/…`.
+    checkpoint: folder `checkpoint_<step>`.
+    path: file to write.
+  """
+  params = checkpoints.load_params(checkpoint)
+  mutables = checkpoints.load_mutables(checkpoint)
+  if hasattr(model, 'export_variables'):
+    tree = model.export_variables(params, mutables)
+  else:
+    tree = {'params': params, **mutables} if mutables else params
+  path.parent.mkdir(parents=True, exist_ok=True)
+  weights.save_params(path, tree)
+  logging.info('Wrote the parameters of %s to %s.', checkpoint.name, path)
+
+
+class _Signals:
+  """Notes SIGTERM and SIGINT; a second one acts as it always does.
+
+  Attributes:
+    signal: number of the signal that came, or None.
+  """
+
+  def __init__(self):
+    self.signal = None
+    self._before = {}
+
+  def _note(self, number, unused_frame):
+    self.signal = number
+    signal.signal(number, self._before[number])
+
+  def __enter__(self) -> '_Signals':
+    # Only the main thread may set handlers.
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._before[number] = signal.signal(number, self._note)
+    return self
+
+  def __exit__(self, *unused):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+
+def _make_folder(path: str | os.PathLike) -> pathlib.Path:
+  path = pathlib.Path(path).expanduser().absolute()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise errors.UserError(
+      f'MODEL_DIR {path} cannot be made ({e.strerror}), expected a folder '
+      'that can be written. Set another MODEL_DIR.'
+    ) from e
+  return path
+
+
+def _write_config(model_dir: pathlib.Path) -> None:
+  text = gin.operative_config_str()
+  if text and jax.process_index() == 0:
+    (model_dir / 'config.gin').write_text(text)
+    logging.info('Operative gin configuration:\n%s', text)
+
+
+def _log_start(batch: Batch, state: checkpoints.TrainState) -> None:
+  flat = flax.traverse_util.flatten_dict(state.params, sep='/')
+  rows = [f'  {k}: {v.dtype} {list(v.shape)}' for k, v in flat.items()]
+  total = sum(v.size for v in flat.values())
+  logging.info('%d parameters:\n%s', total, '\n'.join(rows))
+  rows = [
+    f'  {k}: {v.dtype} {list(v.shape)}, {np.min(v):g} to {np.max(v):g}, '
+    f'begins {v.ravel()[:8].tolist()}'
+    for k, v in batch.items()
+  ]
+  logging.info('First batch:\n%s', '\n'.join(rows))
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+  """Parses the command line; `--gin.X=Y` becomes a line of gin."""
+  parser = argparse.ArgumentParser(
+    prog='v2meow train',
+    description='Trains a model that gin files describe.',
+    epilog='--gin.NAME=VALUE sets one value, after all files: '
+    "--gin.TRAIN_STEPS=100 --gin.MODEL_DIR=\\'runs/a\\'",
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    '--gin_file',
+    action='append',
+    default=[],
+    metavar='FILE',
+    help='a gin file; repeat it, one from each folder of gin/, in the order '
+    'of gin/README.md: later ones win',
+  )
+  parser.add_argument(
+    '--gin_search_paths',
+    default='',
+    metavar='DIR[,DIR]',
+    help='further folders to look for gin files in',
+  )
+  parser.add_argument(
+    '--gin_bindings',
+    action='append',
+    default=[],
+    metavar='NAME=VALUE',
+    help='the same as --gin.NAME=VALUE',
+  )
+  arguments, rest = parser.parse_known_args(argv)
+  for argument in rest:
+    if not argument.startswith('--gin.') or '=' not in argument:
+      parser.exit(
+        2,
+        f'error: unknown argument {argument}, expected --gin_file=FILE or '
+        '--gin.NAME=VALUE. See `v2meow train --help`.\n',
+      )
+    name, value = argument.removeprefix('--gin.').split('=', 1)
+    arguments.gin_bindings.append(f'{name} = {value}')
+  return arguments
+
+
+def _set_up_logging() -> None:
+  """Logs to stderr; of what others say only what is wrong."""
+  flags.FLAGS.mark_as_parsed()  # there are none; absl would warn of it
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  handler = logging.get_absl_handler()
+  handler.python_handler.stream = sys.stderr
+  handler.addFilter(_is_worth_reading)
+
+
+def _is_worth_reading(record) -> bool:
+  if _TALKATIVE.isdisjoint(pathlib.PurePath(record.pathname).parts):
+    return True
+  # A checkpoint without a validation loss is nothing to warn of.
+  is_expected = 'did not provide metrics' in record.getMessage()
+  return record.levelno >= python_logging.WARNING and not is_expected
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Trains as the command line says.
+
+  Args:
+    argv: arguments without the program's name; `sys.argv[1:]` if None.
+
+  Returns:
+    Exit status: 0 when done, 1 after an error, 128 and the number of the
+    signal when stopped by one (then all is saved, and the same command goes
+    on).
+  """
+  arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+  _set_up_logging()
+  compilation_cache.enable()
+  try:
+    configs.parse(
+      arguments.gin_file,
+      arguments.gin_bindings,
+      [p for p in arguments.gin_search_paths.split(',') if p],
+      root='train.train',
+    )
+    result = gin.get_configurable(train)()
+  except KeyboardInterrupt:  # a second one, or before there is a state to save
+    return 128 + signal.SIGINT
+  except Exception as e:  # pylint: disable=broad-except
+    message = configs.one_line(e)
+    if message is None:
+      raise
+    print(f'error: {message}', file=sys.stderr)
+    return 1
+  return 0 if result.signal is None else 128 + result.signal
+
+
+if __name__ == '__main__':
+  # gin knows this module by its own name, not as `__main__`.
+  from v2meow_jax import train as train_module
+
+  sys.exit(train_module.main())

@@ -1,0 +1,1 @@
+"""What is measured on final waveforms; nothing here knows of a model."""

@@ -1,0 +1,435 @@
+"""The command line: help, usage, and what each mistake gets."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests import conftest
+from tests import toy
+from v2meow_jax import arrays
+from v2meow_jax import audio
+from v2meow_jax import cli
+from v2meow_jax import errors
+from v2meow_jax import generate
+from v2meow_jax import inspection
+from v2meow_jax import streams
+
+COMMANDS = ('generate', 'prepare', 'train', 'evaluate', 'inspect')
+
+
+@pytest.fixture
+def model(tmp_path):
+  """A folder that passes for a model until it is loaded."""
+  folder = tmp_path / 'model'
+  folder.mkdir()
+  (folder / 'bundle.gin').write_text('')
+  return folder
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+  """An empty working folder."""
+  folder = tmp_path / 'work'
+  folder.mkdir()
+  monkeypatch.chdir(folder)
+  return folder
+
+
+def _python(code: str, **kwargs) -> subprocess.CompletedProcess:
+  environment = os.environ | {'PYTHONPATH': str(conftest.ROOT)}
+  return subprocess.run(
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    env=environment,
+    **kwargs,
+  )
+
+
+def test_help_needs_no_numpy_and_answers_at_once():
+  code = (
+    'import resource, sys\n'
+    'from v2meow_jax import cli\n'
+    'try:\n'
+    '  cli.main(["--help"])\n'
+    'except SystemExit as stop:\n'
+    '  assert stop.code == 0, stop.code\n'
+    'heavy = {"numpy", "jax", "flax", "gin", "av", "cv2"} & {*sys.modules}\n'
+    'assert not heavy, heavy\n'
+    'used = resource.getrusage(resource.RUSAGE_SELF)\n'
+    'assert used.ru_utime + used.ru_stime < 1, used\n'
+  )
+  done = _python(code)
+  assert done.returncode == 0, done.stderr
+  for command in COMMANDS:
+    assert f'\n  {command} ' in done.stdout
+
+
+@pytest.mark.parametrize('command', ['generate', 'inspect'])
+def test_help_of_a_command_has_examples_and_needs_no_numpy(command):
+  code = (
+    'import sys\n'
+    'from v2meow_jax import cli\n'
+    'try:\n'
+    f'  cli.main(["{command}", "--help"])\n'
+    'except SystemExit as stop:\n'
+    '  assert stop.code == 0, stop.code\n'
+    'assert "numpy" not in sys.modules\n'
+  )
+  done = _python(code)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith(f'usage: v2meow {command} ')
+  assert f'examples:\n  v2meow {command} ' in done.stdout
+
+
+@pytest.mark.parametrize('command', ['prepare', 'train', 'evaluate'])
+def test_other_commands_read_their_own_arguments(command, capsys):
+  try:
+    status = cli.main([command, '--help'])
+  except SystemExit as stop:
+    status = stop.code
+  assert status == 0
+  assert f'usage: v2meow {command}' in capsys.readouterr().out
+
+
+def test_no_command_shows_the_help(capsys):
+  assert cli.main([]) == 0
+  assert capsys.readouterr().out.startswith('usage: v2meow COMMAND')
+
+
+def test_version(capsys):
+  with pytest.raises(SystemExit, match='^0$'):
+    cli.main(['--version'])
+  assert capsys.readouterr().out == '0.1.0\n'
+
+
+_USAGE = [
+  (
+    'compose x.mp4',
+    'unknown command `compose`, expected one of generate, prepare, train, '
+    'evaluate, inspect. See `v2meow --help`.',
+  ),
+  (
+    '--fast',
+    'unrecognized arguments: --fast. See `v2meow --help`.',
+  ),
+  (
+    'generate',
+    'the following arguments are required: VIDEO. See `v2meow generate '
+    '--help`.',
+  ),
+  (
+    'generate x.mp4 --seed -1',
+    '--seed: is `-1`, expected a whole number of at least 0 and at most '
+    '4294967295. See `v2meow generate --help`.',
+  ),
+  (
+    'generate x.mp4 --seed 1.5',
+    '--seed: is `1.5`, expected a whole number of at least 0 and at most '
+    '4294967295. See `v2meow generate --help`.',
+  ),
+  (
+    'generate x.mp4 --seed 4294967295 --samples 2',
+    '--samples: 2 seeds from 4294967295 on go beyond 4294967295, expected '
+    'smaller ones. See `v2meow generate --help`.',
+  ),
+  (
+    'generate x.mp4 --samples 0',
+    '--samples: is `0`, expected a whole number of at least 1. See `v2meow '
+    'generate --help`.',
+  ),
+  (
+    'generate x.mp4 --duration 0',
+    '--duration: is `0`, expected a number above 0. See `v2meow generate '
+    '--help`.',
+  ),
+  (
+    'generate x.mp4 --duration inf',
+    '--duration: is `inf`, expected a number above 0. See `v2meow generate '
+    '--help`.',
+  ),
+  (
+    'generate x.mp4 --temperature 1,2',
+    '--temperature: is `1,2`, expected 3 numbers separated by commas, for the '
+    'stages semantic, coarse and fine. See `v2meow generate --help`.',
+  ),
+  (
+    'generate x.mp4 --temperature 1,1,hot',
+    '--temperature: is `hot`, expected a number of at least 0. See `v2meow '
+    'generate --help`.',
+  ),
+  (
+    'generate x.mp4 --temperature 1,1,nan',
+    '--temperature: is `nan`, expected a number of at least 0. See `v2meow '
+    'generate --help`.',
+  ),
+  (
+    'generate x.mp4 --top_k 1,2',
+    '--top_k: is `1,2`, expected 1 or 3 numbers separated by commas, for the '
+    'stages semantic, coarse and fine. See `v2meow generate --help`.',
+  ),
+  (
+    'generate x.mp4 --top_p 0',
+    '--top_p: is `0`, expected a number above 0 and at most 1. See `v2meow '
+    'generate --help`.',
+  ),
+  (
+    'generate x.mp4 --format mp3',
+    "--format: invalid choice: 'mp3' (choose from 'mp4', 'wav', 'both'). See "
+    '`v2meow generate --help`.',
+  ),
+  (
+    'generate x.mp4 --sed 3',
+    'unrecognized arguments: --sed 3. See `v2meow generate --help`.',
+  ),
+  (
+    'inspect',
+    'the following arguments are required: WHAT. See `v2meow inspect --help`.',
+  ),
+]
+
+
+@pytest.mark.parametrize('line, message', _USAGE, ids=[x for x, _ in _USAGE])
+def test_wrong_usage_is_one_line_and_status_2(line, message, work, capsys):
+  with pytest.raises(SystemExit, match='^2$'):
+    cli.main(line.split())
+  said = capsys.readouterr()
+  assert said.out == ''
+  # Later versions of Python write choices without quotes.
+  assert said.err.replace("'", '') == f'error: {message}\n'.replace("'", '')
+  assert not [*work.iterdir()]
+
+
+def _generate(*arguments) -> int:
+  return cli.main(['generate', *map(str, arguments)])
+
+
+_MANY = 'MP4, MOV, WebM, Matroska or another format that FFmpeg reads'
+
+
+@pytest.mark.parametrize(
+  'name, content, message',
+  [
+    (
+      'missing.mp4',
+      None,
+      'no such file, expected a media file. Check the path.',
+    ),
+    (
+      'empty.mp4',
+      b'',
+      'is empty (0 bytes), expected a media file. Copy or download it again.',
+    ),
+    (
+      'notes.mp4',
+      b'not a video at all, only words ' * 20,
+      f'is no media file, expected {_MANY}. Check that it plays.',
+    ),
+    (
+      'cut.mp4',
+      b'\0\0\0\x18ftypmp42' + bytes(100),
+      'breaks off before its index and cannot be opened, expected a complete '
+      'file. Copy or download it again.',
+    ),
+  ],
+)
+def test_unusable_file(name, content, message, work, model, capsys):
+  if content is not None:
+    (work / name).write_bytes(content)
+  before = {*work.iterdir()}
+  assert _generate(name, '--model', model) == 1
+  said = capsys.readouterr()
+  assert said.out == ''
+  assert said.err == f'error: {name}: {message}\n'
+  assert {*work.iterdir()} == before
+
+
+def test_folder_as_video(work, model, capsys):
+  (work / 'clips').mkdir()
+  assert _generate('clips', '--model', model) == 1
+  assert capsys.readouterr().err == (
+    'error: clips: is a folder, expected a media file. Name a file in it.\n'
+  )
+
+
+def test_sound_without_picture(work, model, capsys):
+  audio.write_wav('song.wav', np.zeros(1600, np.float32), 16000)
+  assert _generate('song.wav', '--model', model, '--out', 'x.wav') == 1
+  said = capsys.readouterr().err
+  assert said.startswith('error: song.wav: ')
+  assert said.count('\n') == 1
+  assert [x.name for x in work.iterdir()] == ['song.wav']
+
+
+def test_all_bad_files_are_listed(work, model, capsys):
+  assert _generate('a.mp4', 'b.mp4', '--model', model) == 1
+  assert capsys.readouterr().err == ''.join(
+    f'error: {name}: no such file, expected a media file. Check the path.\n'
+    for name in ('a.mp4', 'b.mp4')
+  )
+
+
+_OUTPUTS = [
+  (
+    ['clip.mp4', '--model', 'nightingale'],
+    'Unknown model `nightingale`, expected bundled or the folder of a model. '
+    'Check the name.',
+  ),
+  (
+    ['clip.mp4', '--model', '.'],
+    '.: no model, expected a folder with bundle.gin in it. Make one with '
+    '`python -m v2meow_jax.bundles pack`.',
+  ),
+  (
+    ['clip.mp4', '--out', 'music.mp3'],
+    '--out is `music.mp3`, expected a file that ends with .mp4, .mkv or .wav, '
+    'or a folder. Change `.mp3`, or put / behind the name of a new folder.',
+  ),
+  (
+    ['clip.mp4', 'other.mp4', '--out', 'music.wav'],
+    '--out is the one file `music.wav` for 2 videos, expected a folder. Name a '
+    'folder.',
+  ),
+  (
+    ['clip.mp4', '--out', 'music.wav', '--format', 'mp4'],
+    '--out is `music.wav` and --format is mp4, expected the same kind. Leave '
+    '--format out, or change the name.',
+  ),
+  (
+    ['clip.mp4', '--out', 'clip.mp4'],
+    'clip.mp4: is the VIDEO clip.mp4 itself, which is never replaced. Name '
+    'another file with --out.',
+  ),
+  (
+    ['clip.mp4', 'more/clip.mov'],
+    'clip.mp4 and more/clip.mov would both be written to clip.v2meow.mp4, '
+    'expected videos with different names. Rename one, or give each its own '
+    '--out.',
+  ),
+  (
+    ['clip.mp4', '--out', 'notes/new/'],
+    'notes/new: cannot be written (Not a directory), expected a folder that '
+    'can. Name another with --out.',
+  ),
+]
+
+
+@pytest.mark.parametrize('arguments, message', _OUTPUTS)
+def test_wrong_output_or_model(arguments, message, work, model, capsys):
+  toy.make_video(work / 'clip.mp4', seconds=0.3)
+  (work / 'notes').write_text('a file')
+  before = sorted(work.rglob('*'))
+  # A second --model is the one that counts.
+  assert _generate('--model', model, *arguments) == 1
+  said = capsys.readouterr()
+  assert said.out == ''
+  assert said.err == f'error: {message}\n'
+  assert sorted(work.rglob('*')) == before
+
+
+def test_folder_that_cannot_be_written(work, model, capsys):
+  if os.geteuid() == 0:
+    pytest.skip('missing: a user whom permissions stop (this is root)')
+  toy.make_video(work / 'clip.mp4', seconds=0.3)
+  (work / 'locked').mkdir(mode=0o500)
+  assert _generate('clip.mp4', '--model', model, '--out', 'locked') == 1
+  assert capsys.readouterr().err == (
+    'error: locked: cannot be written (Permission denied), expected a folder '
+    'that can. Name another with --out.\n'
+  )
+
+
+def _raise(error):
+  def run(**unused):
+    raise error
+
+  return run
+
+
+def test_stopped_by_the_user(monkeypatch, capsys):
+  monkeypatch.setattr(generate, 'run', _raise(KeyboardInterrupt()))
+  assert _generate('clip.mp4') == 130
+  assert capsys.readouterr().err == 'stopped\n'
+
+
+@pytest.mark.parametrize(
+  'error, message',
+  [
+    (errors.UserError('clip: is odd. Even it.'), 'clip: is odd. Even it.'),
+    (
+      OSError(28, 'No space left on device'),
+      '[Errno 28] No space left on device. Check the path, its permissions and '
+      'the space left.',
+    ),
+    (
+      TypeError('two\nlines'),
+      'TypeError: two lines. This is a fault of the program: please report it, '
+      'with what V2MEOW_DEBUG=1 shows.',
+    ),
+  ],
+)
+def test_no_traceback_but_for_debugging(error, message, monkeypatch, capsys):
+  monkeypatch.setattr(generate, 'run', _raise(error))
+  assert _generate('clip.mp4') == 1
+  assert capsys.readouterr().err == f'error: {message}\n'
+  monkeypatch.setenv('V2MEOW_DEBUG', '1')
+  with pytest.raises(type(error)):
+    _generate('clip.mp4')
+
+
+def test_inspect_streams(capsys):
+  assert cli.main(['inspect', 'streams']) == 0
+  rows = capsys.readouterr().out.splitlines()
+  assert rows[0].split() == ['stream', 'rate', 'holds', 'audio']
+  assert 'soundstream        50 Hz          12 x 1024 codes    16000 Hz' in rows
+  assert 'clip               1 Hz           768 features' in rows
+
+
+def test_inspect_stages_of_the_paper(capsys):
+  assert cli.main(['inspect', 'stages']) == 0
+  text = capsys.readouterr().out
+  assert (
+    'coarse: decoder_only, windows of 10 s, 5122 token ids (0 padding, 1 end)'
+    in text
+  )
+  assert (
+    'target  soundstream  4 to 11  400 Hz  1200       4098 to 12289' in text
+  )
+
+
+def test_inspect_arrays(tmp_path, capsys, rng):
+  specs = [streams.get('clip'), streams.get('w2v_bert')]
+  with arrays.ArrayWriter(tmp_path, 'train', specs) as writer:
+    for i in range(3):
+      clip = {
+        'clip': rng.random((2, 768), np.float32),
+        'w2v_bert': rng.integers(0, 1024, (50, 1)),
+      }
+      writer.add(f'clip_{i}', clip, 2.0)
+  assert cli.main(['inspect', 'records', str(tmp_path), '--count', '2']) == 0
+  text = capsys.readouterr().out
+  assert 'clip_1 (2.00 s)\n' in text
+  assert 'clip_2' not in text
+  assert 'float32 [2, 768]' in text
+  assert 'int32 [50, 1]' in text
+
+
+def test_inspect_says_what_is_missing(tmp_path, capsys):
+  assert cli.main(['inspect', 'records', str(tmp_path / 'no')]) == 1
+  assert capsys.readouterr().err == (
+    f'error: {tmp_path / "no"}: no such folder, expected a dataset. Make one '
+    'with `v2meow prepare`.\n'
+  )
+  assert cli.main(['inspect', 'records', str(tmp_path)]) == 1
+  assert capsys.readouterr().err == (
+    f'error: {tmp_path}: no dataset with split `train`, expected the folder '
+    'that `v2meow prepare` wrote. Check the path and --split.\n'
+  )
+
+
+def test_table_aligns_columns():
+  table = inspection._table(('a', 'long'), [(1, 2), ('three', 4)])
+  assert table == 'a      long\n1      2\nthree  4'

@@ -1,0 +1,182 @@
+"""The two commands of the README, with a Python that only writes down.
+
+What they run is tested elsewhere; a real installation takes minutes.
+"""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from tests import conftest
+
+# Stands for Python: says that it is new enough, and "makes" an environment
+# whose programs write down how they were called.
+_PYTHON = """#!/usr/bin/env bash
+echo "python $*" >>"$CALLS"
+case "$*" in
+  '--version') echo 'Python 3.11.0' ;;
+  '-c '*) exit "${VERSION_STATUS:-0}" ;;
+  '-m venv --clear '*)
+    mkdir -p "$4/bin"
+    cp "$0" "$4/bin/python"
+    ;;
+  '-m pip install '*)
+    [[ ${PIP_STATUS:-0} == 0 ]] || { echo 'no network'; exit 1; }
+    bin=$(dirname "$0")
+    for program in v2meow ruff; do
+      printf '#!/usr/bin/env bash\\necho "%s $*" >>"$CALLS"\\n' \\
+        "$program" >"$bin/$program"
+      chmod +x "$bin/$program"
+    done
+    ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+  """A checkout with the scripts alone, in a folder with a space."""
+  root = tmp_path / 'a checkout'
+  root.mkdir()
+  for name in ('launch', '.ci'):
+    shutil.copytree(conftest.ROOT / name, root / name)
+  (root / 'setup.py').write_text('')
+  python = tmp_path / 'python'
+  python.write_text(_PYTHON)
+  python.chmod(0o755)
+  return root
+
+
+@pytest.fixture
+def run(checkout, tmp_path):
+  """Runs a script from elsewhere; returns its status, errors and calls."""
+
+  def run_script(script, *arguments, **variables):
+    calls = tmp_path / 'calls'
+    calls.write_text('')
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.mkdir(exist_ok=True)
+    environment = {
+      'PATH': os.environ['PATH'],
+      'CALLS': str(calls),
+      'PYTHON': str(tmp_path / 'python'),
+      **variables,
+    }
+    done = subprocess.run(
+      ['bash', str(checkout / script), *arguments],
+      capture_output=True,
+      text=True,
+      cwd=elsewhere,
+      env=environment,
+    )
+    lines = [
+      line
+      for line in calls.read_text().splitlines()
+      if not line.startswith('python -c ') and line != 'python --version'
+    ]
+    return done, lines
+
+  return run_script
+
+
+def test_quickstart_installs_once_and_generates(run, checkout):
+  venv = checkout / '.venv'
+  done, calls = run('launch/quickstart.sh')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == ''
+  assert calls == [
+    f'python -m venv --clear {venv}',
+    'python -m pip install --no-input --disable-pip-version-check -e .',
+    f'v2meow generate {checkout}/data/example.mp4',
+  ]
+  # Nothing to set up any more.
+  done, calls = run('launch/quickstart.sh', 'my clip.mp4', '--seed', '7')
+  assert done.stderr == ''
+  assert calls == ['v2meow --help', 'v2meow generate my clip.mp4 --seed 7']
+  _, calls = run('launch/quickstart.sh', '--seed', '7')
+  assert calls[-1] == f'v2meow generate {checkout}/data/example.mp4 --seed 7'
+
+
+def test_quickstart_installs_again_what_has_changed(run, checkout):
+  run('launch/quickstart.sh')
+  future = (checkout / '.venv' / 'installed-base').stat().st_mtime + 10
+  os.utime(checkout / 'setup.py', (future, future))
+  _, calls = run('launch/quickstart.sh', 'clip.mp4')
+  assert calls[1:3] == [
+    'python -m pip install --no-input --disable-pip-version-check -e .',
+    'v2meow generate clip.mp4',
+  ]
+
+
+def test_tests_install_what_they_need_and_check_everything(run):
+  done, calls = run('launch/test.sh')
+  assert done.returncode == 0, done.stderr
+  assert calls[1:] == [
+    'python -m pip install --no-input --disable-pip-version-check -e '
+    '.[train,test]',
+    'ruff check .',
+    'ruff format --check .',
+    'python -m pytest',
+  ]
+  # The extras come on top of what the quickstart needs.
+  _, calls = run('launch/quickstart.sh', 'clip.mp4')
+  assert calls == ['v2meow --help', 'v2meow generate clip.mp4']
+  _, calls = run('launch/test.sh', 'tests/test_cli.py', '-x')
+  assert calls[1:] == ['python -m pytest tests/test_cli.py -x']
+
+
+def test_continuous_integration_runs_the_tests(run):
+  done, calls = run('.ci/run')
+  assert done.returncode == 0, done.stderr
+  assert calls[-1] == 'python -m pytest'
+
+
+def test_old_python_is_refused(run, checkout, tmp_path):
+  done, calls = run('launch/quickstart.sh', VERSION_STATUS='1')
+  assert done.returncode == 1
+  assert done.stderr == (
+    f'error: PYTHON is `{tmp_path / "python"}`, expected Python 3.11 or newer. '
+    'Set it to another interpreter or unset it.\n'
+  )
+  assert not calls
+  assert not (checkout / '.venv').exists()
+
+
+def test_failed_installation_says_where_to_look(run, checkout):
+  done, calls = run('launch/quickstart.sh', PIP_STATUS='1')
+  assert done.returncode == 1
+  assert done.stderr.splitlines()[-2:] == [
+    'no network',
+    'error: the installation failed; all of its messages are in '
+    f'{checkout}/.venv/install.log. Check the connection to the package index '
+    'and run this again.',
+  ]
+  assert not [call for call in calls if call.startswith('v2meow')]
+  # And the next run tries again.
+  done, calls = run('launch/quickstart.sh', 'clip.mp4')
+  assert calls[-1] == 'v2meow generate clip.mp4'
+
+
+@pytest.mark.parametrize('script', ['quickstart', 'test'])
+def test_help_changes_nothing(script, run, checkout):
+  done, calls = run(f'launch/{script}.sh', '--help')
+  assert done.returncode == 0
+  assert f'bash launch/{script}.sh' in done.stdout
+  assert not calls
+  assert not (checkout / '.venv').exists()
+
+
+def test_scripts_parse():
+  folder = conftest.ROOT / 'launch'
+  scripts = [*folder.glob('*.sh'), conftest.ROOT / '.ci' / 'run']
+  assert folder / 'quickstart.sh' in scripts
+  for script in scripts:
+    done = subprocess.run(
+      ['bash', '-n', str(script)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'set -euo pipefail' in script.read_text() or (
+      script.name == 'environment.sh'
+    )

@@ -1,0 +1,116 @@
+"""Small things with known answers: videos, and a system of random weights."""
+
+import pathlib
+
+import av
+import jax
+import numpy as np
+
+from v2meow_jax import bundles
+from v2meow_jax import stages
+from v2meow_jax.codecs import spectral
+
+# A whole system in seconds: tiny networks, windows of 2 s and 1 s.
+_GIN_FILES = (
+  'sizes/tiny.gin',
+  'visual/scene.gin',
+  'codecs/spectral.gin',
+  'tokenizers/spectral.gin',
+)
+_SHORT = """
+from __gin__ import dynamic_registration
+from v2meow_jax import stages
+from v2meow_jax.codecs import spectral
+
+semantic/stages.make.seconds = 2.0
+coarse/stages.make.seconds = 2.0
+fine/stages.make.seconds = 1.0
+spectral.Config:
+  width = 16
+  encoder_blocks = 1
+  decoder_blocks = 1
+  num_features = 8
+"""
+CODEC = spectral.Config(
+  width=16, encoder_blocks=1, decoder_blocks=1, num_features=8
+)
+
+
+def _fill(shapes, rng: np.random.Generator, scale: float):
+  """Random arrays in the place of shapes; no compilation."""
+  return jax.tree.map(
+    lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), shapes
+  )
+
+
+def codec_weights(seed: int = 0) -> dict:
+  """Random weights of the tiny codec."""
+  rng = np.random.default_rng(seed)
+  network = spectral.Network(CODEC)
+  waveform = jax.ShapeDtypeStruct((1, 640), np.float32)
+  shapes = jax.eval_shape(network.init, jax.random.key(0), waveform)
+  return {
+    'params': _fill(shapes['params'], rng, 0.3),
+    'quantizer': {
+      'codebooks': rng.standard_normal(
+        (12, 512, CODEC.stack * CODEC.num_features)
+      ).astype(np.float32)
+    },
+  }
+
+
+def gin_files(folder: pathlib.Path, style: str = 'none') -> list[str]:
+  """The gin files of the tiny system; writes one of them into `folder`."""
+  path = folder / f'short_{style}.gin'
+  path.write_text(_SHORT)
+  return [*_GIN_FILES, f'style/{style}.gin', 'generate.gin', str(path)]
+
+
+def parts(recipe: bundles.Recipe, seed: int = 0) -> dict:
+  """Random weights of all parts of the tiny system."""
+  rng = np.random.default_rng(seed)
+  made = {'codec': codec_weights(seed)}
+  for name in stages.NAMES:
+    model = getattr(recipe, name)
+    shapes = jax.eval_shape(
+      lambda key, model=model: model.get_initial_variables(
+        key, model.feature_shapes(1)
+      )['params'],
+      jax.random.key(0),
+    )
+    made[name] = _fill(shapes, rng, 0.5)
+  return made
+
+
+def make_bundle(
+  folder: pathlib.Path, style: str = 'none', seed: int = 0, **options
+) -> pathlib.Path:
+  """Writes a bundle of the tiny system to `folder`."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  files = gin_files(folder.parent, style)
+  with bundles.read_recipe(files) as recipe:
+    params = parts(recipe, seed)
+  return bundles.save(folder, files, params, **options)
+
+
+def make_video(
+  path: pathlib.Path,
+  seconds: float = 3.0,
+  rate: int = 10,
+  size: tuple[int, int] = (48, 64),
+  codec: str = 'mpeg4',
+  seed: int = 0,
+) -> pathlib.Path:
+  """Writes a video of moving colours without sound."""
+  rng = np.random.default_rng(seed)
+  base = rng.integers(0, 255, (*size, 3), np.uint8)
+  with av.open(str(path), 'w') as container:
+    stream = container.add_stream(codec, rate=rate)
+    stream.height, stream.width = size
+    stream.pix_fmt = 'yuv420p'
+    for i in range(round(seconds * rate)):
+      picture = np.roll(base, 3 * i, axis=1)
+      frame = av.VideoFrame.from_ndarray(picture, format='rgb24')
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+  return path

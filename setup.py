@@ -17,9 +17,9 @@ GENERATE = [
   'absl-py>=2.1',  # logging, and the flags of the training command
   'av>=18',  # decodes and writes video; has the FFmpeg libraries inside
   'dm-tree>=0.1.8',  # walks nested weights
-  'flax>=0.10.4',  # the modules of network and codec (Flax linen)
+  'flax>=0.12',  # the modules of network and codec (Flax linen)
   'gin-config>=0.5',  # the configuration of a bundle is gin
-  'jax>=0.6',  # everything numerical; brings jaxlib and ml_dtypes
+  'jax>=0.10',  # everything numerical; brings jaxlib and ml_dtypes
   'librosa>=0.10.2',  # mel filters, chroma and the analysis of rhythm
   'ml_dtypes>=0.4',  # bfloat16 in NumPy, for stored weights
   'numpy>=1.26',  # arrays outside of compiled code
@@ -35,7 +35,7 @@ GENERATE = [
 TRAIN = [
   'clu>=0.0.12',  # metrics of a training step, and TensorBoard files
   'importlib_resources>=6',  # TFDS needs it and does not say so
-  'optax>=0.2.4',  # optimisers and schedules
+  'optax>=0.2.8',  # optimisers and schedules
   'orbax-checkpoint>=0.11',  # checkpoints that resume exactly
   'seqio>=0.0.19',  # tasks: crops, features and batches of the records
   'tensorflow>=2.16',  # reads TFRecord files; never runs a model
@@ -50,6 +50,7 @@ BEAM = [
 # What the tests need besides `train`.
 TEST = [
   'pytest>=8.2',  # runs the tests
+  'pytest-xdist>=3.6',  # on all cores
   'ruff>=0.9',  # lints and checks the format
 ]
 

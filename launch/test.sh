@@ -24,4 +24,4 @@ if [[ $# -gt 0 ]]; then
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest
+exec .venv/bin/python -m pytest --numprocesses auto --dist loadfile

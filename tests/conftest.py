@@ -32,7 +32,10 @@ def shared_data():
 @pytest.fixture(scope='session')
 def code_folder(tmp_path_factory):
   """Folder of compiled code, so that processes of one run compile once."""
-  folder = tmp_path_factory.mktemp('code')
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent  # of all workers
+  folder = folder / 'code'
   os.environ['V2MEOW_CACHE'] = str(folder)
   yield folder
   del os.environ['V2MEOW_CACHE']

@@ -365,6 +365,11 @@ def test_stopped_by_the_user(monkeypatch, capsys):
       'the space left.',
     ),
     (
+      ModuleNotFoundError("No module named 'seqio'"),
+      "No module named 'seqio', expected all that this command needs. Install "
+      "it, or everything with pip install 'v2meow_jax[train]'.",
+    ),
+    (
       TypeError('two\nlines'),
       'TypeError: two lines. This is a fault of the program: please report it, '
       'with what V2MEOW_DEBUG=1 shows.',
@@ -415,6 +420,44 @@ def test_inspect_arrays(tmp_path, capsys, rng):
   assert 'clip_2' not in text
   assert 'float32 [2, 768]' in text
   assert 'int32 [50, 1]' in text
+
+
+def test_inspect_records(tmp_path, capsys, rng):
+  import tensorflow_datasets as tfds
+
+  from v2meow_jax import dataset_builder
+
+  clip = {
+    'clip_id': 'dance',
+    'text': 'fast drums',
+    'seconds': 2.5,
+    'attributes': '{}',
+    'clip': rng.random((2, 768), np.float32),
+    'w2v_bert': rng.integers(0, 1024, (62, 1), np.int32),
+  }
+  features = dataset_builder.features(['clip', 'w2v_bert'])
+  tfds.dataset_builders.store_as_tfds_dataset(
+    name='dances',
+    version='1.0.0',
+    features=features,
+    split_datasets={'train': [('dance', clip)]},
+    data_dir=tmp_path,
+    disable_shuffling=True,
+  )
+  capsys.readouterr()  # TFDS speaks while it writes
+  assert cli.main(['inspect', 'records', str(tmp_path)]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0] == 'dance'
+  rows = [line.split() for line in lines[1:]]
+  assert ['seconds', 'float32', '2.5'] in rows
+  assert ['text', 'text', 'fast', 'drums'] in rows
+  assert ['w2v_bert', 'int32', '[62,', '1]'] == rows[-1][:4]
+  arguments = ['inspect', 'records', str(tmp_path), '--split', 'test']
+  assert cli.main(arguments) == 1
+  assert capsys.readouterr().err == (
+    f'error: {tmp_path}: no split `test`, expected one of train. Choose one '
+    'with --split.\n'
+  )
 
 
 def test_inspect_says_what_is_missing(tmp_path, capsys):

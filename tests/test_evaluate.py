@@ -5,6 +5,7 @@ import json
 import pathlib
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -342,7 +343,7 @@ class _Codec:
 
   def decode(self, codes):
     steps = 2 * 16.0 ** -np.arange(1, codes.shape[-1] + 1)
-    return np.float32(codes @ steps)
+    return jnp.asarray(codes @ steps, jnp.float32)
 
 
 def test_codec(clips, tmp_path, capsys, monkeypatch):

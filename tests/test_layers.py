@@ -1,5 +1,6 @@
 import importlib
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,6 +181,21 @@ def test_attention_dropout_is_one_mask_for_all_queries(rng):
   np.testing.assert_allclose(ratio, np.round(ratio), atol=1e-5)
   assert set(np.round(ratio).ravel()) == {0.0, 2.0}
   assert (ratio.round() == ratio.round()[:1]).all()
+
+
+def test_initial_kernels_are_as_wide_as_those_of_t5():
+  module = layers.Attention(num_heads=4, head_dim=16, embed_dim=64)
+  init = lambda key: module.init(key, np.zeros((1, 1, 64), 'f4'), method=touch)
+  touch = lambda module, x: (
+    module.project_queries(x),
+    module.project_memory(x),
+    module.out(x),
+  )
+  params = nn.meta.unbox(jax.jit(init)(jax.random.PRNGKey(0))['params'])
+  deviation = {name: params[name]['kernel'].std() for name in params}
+  # Divided by the root of the depth where T5 leaves the logits as they are.
+  for name, expected in (('query', 1 / 32), ('key', 1 / 8), ('out', 1 / 8)):
+    assert abs(deviation[name] / expected - 1) < 0.05
 
 
 def test_layer_norm_divides_by_the_root_mean_square(rng):

@@ -118,7 +118,7 @@ def test_tests_install_what_they_need_and_check_everything(run):
     '.[train,test]',
     'ruff check .',
     'ruff format --check .',
-    'python -m pytest',
+    'python -m pytest --numprocesses auto --dist loadfile',
   ]
   # The extras come on top of what the quickstart needs.
   _, calls = run('launch/quickstart.sh', 'clip.mp4')
@@ -130,7 +130,7 @@ def test_tests_install_what_they_need_and_check_everything(run):
 def test_continuous_integration_runs_the_tests(run):
   done, calls = run('.ci/run')
   assert done.returncode == 0, done.stderr
-  assert calls[-1] == 'python -m pytest'
+  assert calls[-1] == 'python -m pytest --numprocesses auto --dist loadfile'
 
 
 def test_old_python_is_refused(run, checkout, tmp_path):

@@ -75,7 +75,10 @@ def test_mp4_holds_the_clip(tmp_path):
   ]
   assert abs(lags[int(np.argmax(fits))]) <= 50
   clips.write_clip(clip, tmp_path / 'again.mp4')
-  assert path.read_bytes() == (tmp_path / 'again.mp4').read_bytes()
+  again, _, sound_again = _read_mp4(tmp_path / 'again.mp4')
+  np.testing.assert_array_equal(sound_again, sound)
+  # x264 does not promise equal bytes from one run to the next.
+  assert np.abs(frames.astype(float) - again).mean() < 0.5
 
 
 def test_wav_holds_the_sound(tmp_path):

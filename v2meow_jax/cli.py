@@ -336,6 +336,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception) -> str:
   """Returns one line that says what was wrong and what to do."""
+  if isinstance(error, ModuleNotFoundError):
+    return (
+      f'{error}, expected all that this command needs. Install it, or '
+      "everything with pip install 'v2meow_jax[train]'."
+    )
   from v2meow_jax import configs
 
   message = configs.one_line(error)

@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
 import tqdm
 
 from v2meow_jax import errors
@@ -412,7 +413,7 @@ def evaluate_codec(options: argparse.Namespace) -> int:
     # The level at which codecs are trained and used.
     sound = effects.normalise(sound)
     codes = codec.encode(sound[None])
-    decoded = {n: codec.decode(codes[:, :, :n])[0] for n in levels}
+    decoded = {n: np.asarray(codec.decode(codes[:, :, :n])[0]) for n in levels}
     metric.update(name_of(item), sound, decoded)
     if not shown:
       shown['original'] = sound

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import itertools
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -171,6 +172,8 @@ def _record_clips(
       f'{path}: no dataset with split `{split}`, expected the folder that '
       '`v2meow prepare` wrote. Check the path and --split.'
     )
+  # TensorFlow would speak of processors and missing GPUs.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   try:
     import tensorflow_datasets as tfds
   except ImportError as error:
@@ -184,7 +187,10 @@ def _record_clips(
       f'{path}: no split `{split}`, expected one of '
       f'{", ".join(builder.info.splits)}. Choose one with --split.'
     )
-  for example in tfds.as_numpy(builder.as_dataset(split=split)):
+  dataset = builder.as_dataset(
+    split=split, read_config=tfds.ReadConfig(try_autocache=False)
+  )
+  for example in tfds.as_numpy(dataset):
     clip_id = example.pop('clip_id', b'').decode()
     yield clip_id, example
 

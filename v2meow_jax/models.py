@@ -428,7 +428,9 @@ class StageModel:
     first = tokens.shape[1] - network.prefix_length(self.stage)
 
     def key(seed, frame, level):
-      key = jax.random.fold_in(jax.random.key(seed), self.stage.index)
+      # Named, so that a seed's music does not follow a setting of JAX.
+      key = jax.random.key(seed, impl='threefry2x32')
+      key = jax.random.fold_in(key, self.stage.index)
       return jax.random.fold_in(jax.random.fold_in(key, frame), level)
 
     def choose(logits, step):

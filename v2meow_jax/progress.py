@@ -104,7 +104,11 @@ class Progress:
       import tqdm
 
       self._bar = tqdm.tqdm(
-        initial=step, total=total, unit='step', dynamic_ncols=True
+        initial=step,
+        total=total,
+        unit='step',
+        dynamic_ncols=True,
+        miniters=1,  # tqdm's guess goes wrong when evaluations come between
       )
       # A line of the log goes where the bar is, and the bar below it.
       logging.get_absl_handler().addFilter(self._make_room)

@@ -126,8 +126,8 @@ def test_silent_clips_have_finite_gradients():
 
 def test_snr_and_si_sdr_match_their_definitions(rng, waveform):
   noise = rng.standard_normal(waveform.shape).astype('f4')
-  noise *= 0.1 * np.linalg.norm(waveform, axis=1, keepdims=True)
   noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+  noise *= 0.1 * np.linalg.norm(waveform, axis=1, keepdims=True)
   np.testing.assert_allclose(snr_db(waveform, waveform + noise), 20, atol=1e-3)
   # Scale and offset do not matter to SI-SDR, but do to the SNR.
   scaled = 0.5 * (waveform + noise) + 0.1

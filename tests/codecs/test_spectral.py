@@ -113,9 +113,9 @@ def test_codebooks_of_another_geometry_are_refused(codec):
     'params': codec.variables['params'],
     'quantizer': {'codebooks': np.zeros((3, 5, 4), 'f4')},
   }
+  levels = codec.spec.num_levels
   with pytest.raises(
-    ValueError,
-    match=rf'codebooks of shape \(3, 5, 4\), expected \[{codec.spec.num_levels}',
+    ValueError, match=rf'codebooks of shape \(3, 5, 4\), expected \[{levels}'
   ):
     base.Codec(codec.spec, codec.network, variables)
 
@@ -175,10 +175,7 @@ def test_spectral_encoder_sees_thirty_milliseconds_ahead(rng):
 
 
 def test_configurations_are_hashable_and_the_defaults_fit_the_rows():
-  for config, name in (
-    (spectral.Config(), 'spectral'),
-    (soundstream.Config(), 'soundstream'),
-  ):
+  for config in (spectral.Config(), soundstream.Config()):
     assert hash(config) == hash(dataclasses.replace(config))
   config = spectral.Config()
   assert config.hop * config.stack == streams.get('spectral').hop

@@ -261,6 +261,9 @@ def fit_level(
   return jax.lax.fori_loop(0, iterations, step, vectors[picks])
 
 
+@functools.partial(
+  jax.jit, static_argnames=('num_levels', 'num_codes', 'iterations')
+)
 def fit(
   rng: Array,
   vectors: Array,
@@ -280,11 +283,12 @@ def fit(
   Returns:
     float32 codebooks `[levels, codes, features]`.
   """
-  codebooks = []
-  for level in range(num_levels):
+
+  def step(vectors, level):
     codebook = fit_level(
       jax.random.fold_in(rng, level), vectors, num_codes, iterations
     )
-    vectors = vectors - codebook[nearest_code(vectors, codebook)]
-    codebooks.append(codebook)
-  return jnp.stack(codebooks)
+    return vectors - codebook[nearest_code(vectors, codebook)], codebook
+
+  _, codebooks = jax.lax.scan(step, vectors, jnp.arange(num_levels))
+  return codebooks

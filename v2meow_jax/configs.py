@@ -18,8 +18,6 @@ from gin import config
 
 from v2meow_jax import errors
 
-_search_paths: set[str] = set()
-
 
 def folder() -> pathlib.Path:
   """Returns the folder of gin files: of the checkout, or of the wheel."""
@@ -59,9 +57,9 @@ def parse(
   paths = [_find(file, places) for file in files]
   gin.clear_config()
   for place in map(str, places):
-    if place not in _search_paths:  # gin only ever adds
+    # gin only ever adds. Its own list is asked, because `bundles` restores it.
+    if place not in gin.config._LOCATION_PREFIXES:
       gin.add_config_file_search_path(place)  # for `include`
-      _search_paths.add(place)
   try:
     with _without_search_log():
       gin.parse_config_files_and_bindings(

@@ -417,7 +417,7 @@ def evaluate_codec(options: argparse.Namespace) -> int:
     metric.update(name_of(item), sound, decoded)
     if not shown:
       shown['original'] = sound
-      shown.update((f'{n} levels', x) for n, x in decoded.items())
+      shown.update((f'{n} of {most} levels', x) for n, x in decoded.items())
 
   batch = _Batch()
   good = batch.run('codec', items, name_of, measure)

@@ -42,6 +42,11 @@ TRAIN = [
   'tensorflow-datasets>=4.9.6',  # builds and reads the datasets
 ]
 
+# What the pictures of `v2meow evaluate` need.
+EVALUATE = [
+  'matplotlib>=3.8',  # plots of the reports
+]
+
 # What TFDS's own command, `tfds build`, needs besides `train`.
 BEAM = [
   'apache-beam>=2.60',  # imported by the command, used by large builds
@@ -49,6 +54,7 @@ BEAM = [
 
 # What the tests need besides `train`.
 TEST = [
+  *EVALUATE,
   'pytest>=8.2',  # runs the tests
   'pytest-xdist>=3.6',  # on all cores
   'ruff>=0.9',  # lints and checks the format
@@ -75,7 +81,12 @@ setuptools.setup(
     'v2meow_jax.gin': ['*.gin', '*/*.gin', 'README.md'],
   },
   install_requires=GENERATE,
-  extras_require={'train': TRAIN, 'beam': BEAM, 'test': TEST},
+  extras_require={
+    'train': TRAIN,
+    'evaluate': EVALUATE,
+    'beam': BEAM,
+    'test': TEST,
+  },
   entry_points={'console_scripts': ['v2meow = v2meow_jax.cli:run']},
   classifiers=[
     'Programming Language :: Python :: 3',

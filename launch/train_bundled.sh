@@ -3,14 +3,17 @@
 #
 #   bash launch/train_bundled.sh WORK_DIR [BUNDLE_DIR]
 #
-# WORK_DIR gets everything on the way (about 3 GB), BUNDLE_DIR (WORK_DIR/bundle
+# WORK_DIR gets everything on the way (about 1 GB), BUNDLE_DIR (WORK_DIR/bundle
 # by default) the finished model: v2meow generate VIDEO --model BUNDLE_DIR.
-# Run it again after a stop: each step goes on where it was.
+# Run it again after a stop: each step goes on where it was. Takes some hours
+# on two cores; a GPU is used if jax finds one.
 #
 # Needs the extra [train], FluidSynth and a General MIDI soundfont (Debian and
-# Ubuntu: fluidsynth, fluid-soundfont-gm). CLIPS (1200), PROCESSES (all cores),
-# CODEC_STEPS, SEMANTIC_STEPS, COARSE_STEPS and FINE_STEPS change its size;
-# with RENDERER=numpy it needs no FluidSynth.
+# Ubuntu: fluidsynth, fluid-soundfont-gm). CLIPS (2400), AUDIO_CLIPS (1200, for
+# the codec), PROCESSES (all cores), AUTOENCODER_STEPS, JOINT_STEPS,
+# DECODER_STEPS, SEMANTIC_STEPS, COARSE_STEPS and FINE_STEPS change its size;
+# with RENDERER=numpy it needs no FluidSynth. START=BUNDLE_DIR trains the stages
+# on from the weights of a model with the same codec and tokenizer.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -23,7 +26,8 @@ work=$(cd -- "$1" && pwd)
 bundle=${2:-$work/bundle}
 python=$root/.venv/bin/python
 [[ -x $python ]] || python=python
-clips=${CLIPS:-1200}
+clips=${CLIPS:-2400}
+audio_clips=${AUDIO_CLIPS:-1200}
 processes=${PROCESSES:-$(nproc)}
 renderer=${RENDERER:-fluidsynth}
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$work/jax_cache}
@@ -32,38 +36,38 @@ cd "$root"
 step() { echo "== $*" >&2; }
 
 step 'toy music, for the codec and the tokens'
-"$python" -m v2meow_jax.toy --out "$work/audio" --num "$clips" --audio-only \
-  --renderer "$renderer" --processes "$processes"
-manifests="(\"$work/audio/MANIFEST.csv\",)"
+"$python" -m v2meow_jax.toy --out "$work/audio" --num "$audio_clips" \
+  --audio-only --renderer "$renderer" --processes "$processes"
+manifest=$work/audio/MANIFEST.csv
 
 train_codec() {  # PHASE STEPS [GIN …]
   local phase=$1 steps=$2
   shift 2
+  step "codec: $phase"
   "$python" -m v2meow_jax.train --gin_file=codecs/spectral.gin \
     --gin_file=runs/train.gin --gin_file="codecs/train_$phase.gin" \
-    --gin.MODEL_DIR="\"$work/codec_$phase\"" --gin.MANIFESTS="$manifests" \
-    --gin.TRAIN_STEPS="$steps" "$@"
+    --gin.MODEL_DIR="'$work/codec_$phase'" --gin.MANIFESTS="('$manifest',)" \
+    --gin.TRAIN_STEPS="$steps" --gin.EVAL_PERIOD=500 "$@"
 }
 
-step 'codec 1 of 3: encoder and decoder without quantiser'
-train_codec autoencoder "${CODEC_STEPS:-3000}" --gin.EVAL_PERIOD=500
-step 'codec 2 of 3: codebooks'
+train_codec autoencoder "${AUTOENCODER_STEPS:-4500}"
+step 'codec: codebooks'
 if [[ ! -e $work/codec_fitted.safetensors ]]; then
   "$python" -m v2meow_jax.codecs.fit_quantizer \
     --gin_file=codecs/spectral.gin --gin_file=codecs/fit_quantizer.gin \
-    --gin.MANIFESTS="$manifests" \
-    --gin.CODEC_WEIGHTS="\"$work/codec_autoencoder/params.safetensors\"" \
-    --gin.OUTPUT="\"$work/codec_fitted.safetensors\""
+    --gin.MANIFESTS="('$manifest',)" \
+    --gin.CODEC_WEIGHTS="'$work/codec_autoencoder/params.safetensors'" \
+    --gin.OUTPUT="'$work/codec_fitted.safetensors'"
 fi
-step 'codec 3 of 3: everything together'
-train_codec joint "${CODEC_STEPS:-3000}" --gin.EVAL_PERIOD=500 \
-  --gin.CODEC_WEIGHTS="\"$work/codec_fitted.safetensors\""
+train_codec joint "${JOINT_STEPS:-2500}" \
+  --gin.CODEC_WEIGHTS="'$work/codec_fitted.safetensors'"
+# From here on the codes are final.
 codec=$work/codec_joint/params.safetensors
 
 step 'semantic tokens'
 if [[ ! -e $work/tokenizer.safetensors ]]; then
-  "$python" -m v2meow_jax.tokenizers.kmeans \
-    --manifest "$work/audio/MANIFEST.csv" --out "$work/tokenizer.safetensors"
+  "$python" -m v2meow_jax.tokenizers.kmeans --num_seconds 6000 \
+    --manifest "$manifest" --out "$work/tokenizer.safetensors"
 fi
 
 step 'streams of every clip'
@@ -71,17 +75,36 @@ step 'streams of every clip'
   --codec "$codec" --tokenizer "$work/tokenizer.safetensors" \
   --renderer "$renderer" --processes "$processes"
 
-train_stage() {  # STAGE STEPS [GIN …]
-  local stage=$1 steps=$2
-  shift 2
+train_stage() {  # STAGE STEPS BATCH_SIZE [GIN …]
+  local stage=$1 steps=$2 batch_size=$3
+  shift 3
   step "stage: $stage"
+  if [[ -n ${START:-} ]]; then
+    set -- "$@" --gin.INITIAL_CHECKPOINT_PATH="'$START/$stage.safetensors'"
+  fi
   bash launch/train.sh "$stage" --size bundled --arrays "$work/toy" \
-    --model_dir "$work/$stage" --gin.TRAIN_STEPS="$steps" "$@"
+    --model_dir "$work/$stage" --gin.TRAIN_STEPS="$steps" \
+    --gin.BATCH_SIZE="$batch_size" --gin.EVAL_PERIOD=200 \
+    --gin.WARMUP_STEPS=100 --gin.LEARNING_RATE="${LEARNING_RATE:-2e-3}" \
+    "$@" 2>&1 | tee -a "$work/$stage.log" >&2
 }
 
-train_stage semantic "${SEMANTIC_STEPS:-6000}"
-train_stage coarse "${COARSE_STEPS:-8000}"
-train_stage fine "${FINE_STEPS:-6000}"
+# Four trainings side by side, each on one core: with networks this small, two
+# threads for one of them cost more than they give.
+export XLA_FLAGS="${XLA_FLAGS:-} --xla_cpu_multi_thread_eigen=false"
+coarse_seconds=5.0
+train_stage semantic "${SEMANTIC_STEPS:-2000}" 12 &
+jobs=($!)
+train_stage coarse "${COARSE_STEPS:-3000}" 8 \
+  --gin.stages.make.seconds=$coarse_seconds &
+jobs+=($!)
+train_stage fine "${FINE_STEPS:-1200}" 8 &
+jobs+=($!)
+train_codec decoder "${DECODER_STEPS:-3000}" --gin.CODEC_WEIGHTS="'$codec'" &
+jobs+=($!)
+for job in "${jobs[@]}"; do
+  wait "$job"
+done
 
 step 'bundle'
 files=()
@@ -90,8 +113,10 @@ for file in sizes/bundled visual/scene codecs/spectral tokenizers/spectral \
   files+=(--gin_file "gin/$file.gin")
 done
 "$python" -m v2meow_jax.bundles pack --out "$bundle" "${files[@]}" \
+  --gin "coarse/stages.make.seconds = $coarse_seconds" \
   --semantic "$work/semantic/params.safetensors" \
   --coarse "$work/coarse/params.safetensors" \
-  --fine "$work/fine/params.safetensors" --codec "$codec" \
-  --tokenizer "$work/tokenizer.safetensors"
+  --fine "$work/fine/params.safetensors" \
+  --codec "$work/codec_decoder/params.safetensors" \
+  --tokenizer "$work/tokenizer.safetensors" --card launch/bundled_card.md
 echo "$bundle"

@@ -355,7 +355,7 @@ def test_codec(clips, tmp_path, capsys, monkeypatch):
     [
       'codec',
       *('--audio', str(clips), '--clips', '3', '--seconds', '4'),
-      *('--out', str(tmp_path)),
+      *('--opus', '6,24', '--out', str(tmp_path)),
     ]
   )
   out = capsys.readouterr().out
@@ -365,13 +365,14 @@ def test_codec(clips, tmp_path, capsys, monkeypatch):
   )
   (table,) = _tables(out)
   assert table[0] == [
-    'levels', 'SI-SDR (dB)', 'SNR (dB)', 'spectral distance'
+    '', 'SI-SDR (dB)', 'SNR (dB)', 'spectral distance'
   ]  # fmt: skip
-  assert [row[0] for row in table[1:]] == ['1', '2', '3']
+  names = [f'{n} of 3 levels' for n in (1, 2, 3)]
+  names += ['Opus, 6 kbit/s', 'Opus, 24 kbit/s']
+  assert [row[0] for row in table[1:]] == names
   report = json.loads((tmp_path / 'report.json').read_text())
-  snr_db = [
-    report['codec']['levels'][n]['snr_db']['value'] for n in ('1', '2', '3')
-  ]
+  codings = report['codec']['codings']
+  snr_db = [codings[name]['snr_db']['value'] for name in names[:3]]
   # Each level has 4 bits: 24 dB.
   np.testing.assert_allclose(np.diff(snr_db), 24, atol=1.5)
   assert _is_png(tmp_path / 'codec.png')

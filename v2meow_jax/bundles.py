@@ -240,7 +240,8 @@ def save(
     bindings: gin bindings behind the files.
     card: the text of CARD.md; a table of the parts follows it.
     dtype: of the stored weights: 'float32', 'bfloat16', or 'int8' for the
-      matrices of the stages and bfloat16 for all else.
+      matrices of the stages and bfloat16 for all else. A tokenizer is float32
+        in any case.
 
   Returns:
     The folder.
@@ -284,6 +285,8 @@ def save(
         weights.save_params(path, quantization.quantize(params[part]))
       else:
         stored = 'bfloat16' if dtype == 'int8' else dtype
+        # The tokenizer is small, and its tokens shall stay what they were.
+        stored = 'float32' if part == 'tokenizer' else stored
         weights.save_params(path, params[part], stored)
       path.chmod(0o644)  # safetensors lets only the owner read
     card = card or f'# Model {folder.name}'

@@ -83,6 +83,12 @@ def _levels(text: str) -> tuple[int, ...]:
   return tuple(sorted({one(part) for part in text.split(',')}))
 
 
+def _bit_rates(text: str) -> tuple[float, ...]:
+  """Parses `6,12` to rates in kbit/s."""
+  number = _number(6, float)
+  return tuple(number(part) for part in text.split(','))
+
+
 def _parser(command: str) -> argparse.ArgumentParser:
   texts = {
     'adherence': 'Makes music for held-out videos whose tempo, mode and energy '
@@ -164,6 +170,13 @@ def _parser(command: str) -> argparse.ArgumentParser:
       metavar='N,…',
       type=_levels,
       help='numbers of levels to decode from (default: 1, 2, 4, … and all)',
+    )
+    add(
+      '--opus',
+      metavar='KBPS,…',
+      type=_bit_rates,
+      default=(),
+      help='also measure Opus at these bit rates, in kbit/s, 6 or more',
     )
   return parser
 
@@ -376,6 +389,7 @@ def evaluate_codec(options: argparse.Namespace) -> int:
   import librosa
 
   from v2meow_jax import bundles
+  from v2meow_jax.metrics import opus
   from v2meow_jax.metrics import reconstruction
   from v2meow_jax.toy import effects
 
@@ -404,7 +418,7 @@ def evaluate_codec(options: argparse.Namespace) -> int:
     name_of = str
     load = lambda index: make(index, with_video=False).sound
   metric = reconstruction.Reconstruction()
-  shown = {}
+  shown, spent = {}, {}
 
   def measure(item) -> None:
     sound, own_rate = evaluation_clips.read_sound(load(item), options.seconds)
@@ -413,11 +427,18 @@ def evaluate_codec(options: argparse.Namespace) -> int:
     # The level at which codecs are trained and used.
     sound = effects.normalise(sound)
     codes = codec.encode(sound[None])
-    decoded = {n: np.asarray(codec.decode(codes[:, :, :n])[0]) for n in levels}
+    decoded = {
+      f'{n} of {most} levels': np.asarray(codec.decode(codes[:, :, :n])[0])
+      for n in levels
+    }
+    for kilobits in options.opus:
+      decoded[f'Opus, {kilobits:g} kbit/s'], used = opus.round_trip(
+        sound, rate, kilobits
+      )
+      spent.setdefault(f'{kilobits:g}', []).append(used)
     metric.update(name_of(item), sound, decoded)
     if not shown:
-      shown['original'] = sound
-      shown.update((f'{n} of {most} levels', x) for n, x in decoded.items())
+      shown.update({'original': sound, **decoded})
 
   batch = _Batch()
   good = batch.run('codec', items, name_of, measure)
@@ -430,6 +451,7 @@ def evaluate_codec(options: argparse.Namespace) -> int:
     'stream': codec.spec.name,
     'bits_per_second_and_level': bits,
     'codec': result,
+    'opus_kilobits': {k: float(np.mean(v)) for k, v in spent.items()},
     'failures': batch.failures,
   }
   text = (

@@ -114,10 +114,10 @@ def music_table(result: Mapping) -> str:
 def codec_table(result: Mapping) -> str:
   """Lays out a result of `reconstruction.Reconstruction` as a table."""
   rows = [
-    (levels, *(_interval(values[name], 2) for name in reconstruction.MEASURES))
-    for levels, values in result['levels'].items()
+    (coding, *(_interval(values[name], 2) for name in reconstruction.MEASURES))
+    for coding, values in result['codings'].items()
   ]
-  header = ('levels', *reconstruction.MEASURES.values())
+  header = ('', *reconstruction.MEASURES.values())
   return markdown_table(header, rows)
 
 

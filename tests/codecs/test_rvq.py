@@ -130,20 +130,6 @@ def test_restart_replaces_dead_codes_only(latents, codebooks):
     )
 
 
-def test_fit_level_ends_at_means_and_leaves_no_code_unused(rng):
-  # Three far clusters of unequal size: random vectors start badly.
-  centres = np.repeat([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]], [300, 20, 5], 0)
-  vectors = (centres + rng.standard_normal((325, 2))).astype('f4')
-  codebook = np.asarray(
-    rvq.fit_level(jax.random.PRNGKey(0), jnp.asarray(vectors), 8, 50)
-  )
-  codes = np.asarray(rvq.nearest_code(vectors, codebook))
-  for code in range(8):
-    chosen = vectors[codes == code]
-    assert len(chosen) > 0
-    np.testing.assert_allclose(codebook[code], chosen.mean(0), atol=1e-3)
-
-
 def test_fit_levels_each_shrink_the_residual(rng):
   vectors = jnp.asarray(rng.standard_normal((2000, 4)), jnp.float32)
   codebooks = rvq.fit(jax.random.PRNGKey(0), vectors, 3, 16)

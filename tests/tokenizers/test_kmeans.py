@@ -2,6 +2,7 @@
 
 import wave
 
+import jax
 import numpy as np
 import pytest
 
@@ -68,7 +69,7 @@ def test_dead_centres_move_to_the_farthest_points(rng):
   # centres dead, and they must find the two.
   points = np.zeros((3000, 2), 'f4')
   points[1000], points[2000] = [100, 0], [0, 90]
-  blocks, weights = kmeans._blocks(points, np.ones(len(points)))
+  blocks, weights = kmeans._blocks(points)
   centres = np.zeros((3, 2), 'f4')
   new, num_dead, inertia = kmeans._lloyd(blocks, weights, centres)
   assert num_dead == 2
@@ -83,6 +84,19 @@ def test_all_clusters_are_used_and_the_seed_decides(rng):
   assert first.used == 1.0
   np.testing.assert_array_equal(first.centres, again.centres)
   assert np.abs(first.centres - other.centres).max() > 0
+
+
+def test_fit_inside_a_program_ends_at_means_of_used_clusters(rng):
+  # Three far clusters of unequal size, over more than one block.
+  centres = np.repeat([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]], [6000, 20, 5], 0)
+  points = (centres + rng.standard_normal(centres.shape)).astype('f4')
+  fit = jax.jit(lambda key, x: kmeans.fit_traced(key, x, 8, 200))
+  found = np.asarray(fit(jax.random.key(0), points))
+  codes = kmeans.assign(points, found)
+  assert set(codes) == set(range(8))
+  np.testing.assert_allclose(reference.step(points, found), found, atol=1e-2)
+  whole = lambda centres: reference.inertia(points, centres)
+  assert whole(found) < 1.1 * kmeans.fit(points, 8).inertia
 
 
 def test_fit_reports_each_step(rng):

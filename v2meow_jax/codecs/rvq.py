@@ -12,6 +12,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from v2meow_jax.tokenizers import kmeans
+
 Array = jax.Array
 
 
@@ -224,43 +226,6 @@ def restart_dead_codes(
   return State(codebooks=codebooks, counts=counts, sums=sums)
 
 
-@functools.partial(jax.jit, static_argnames=('num_codes', 'iterations'))
-def fit_level(
-  rng: Array, vectors: Array, num_codes: int, iterations: int = 20
-) -> Array:
-  """K-means: Lloyd's iterations from random vectors.
-
-  A code that no vector chooses restarts at the vector farthest from its code.
-
-  Args:
-    rng: random key.
-    vectors: float32 `[number, features]`.
-    num_codes: entries of the codebook.
-    iterations: of assignment and mean.
-
-  Returns:
-    float32 codebook `[num_codes, features]`.
-  """
-  number, num_features = vectors.shape
-  picks = jax.random.choice(
-    rng, number, (num_codes,), replace=number < num_codes
-  )
-
-  def step(_, codebook):
-    codes = nearest_code(vectors, codebook)
-    counts = jnp.zeros((num_codes,)).at[codes].add(1.0)
-    sums = jnp.zeros((num_codes, num_features)).at[codes].add(vectors)
-    means = sums / jnp.maximum(counts, 1.0)[:, None]
-    error = jnp.square(vectors - codebook[codes]).sum(-1)
-    # The i-th empty code takes the i-th farthest vector.
-    empty = counts == 0
-    _, farthest = jax.lax.top_k(error, min(num_codes, number))
-    rank = jnp.minimum(jnp.cumsum(empty) - 1, farthest.shape[0] - 1)
-    return jnp.where(empty[:, None], vectors[farthest[rank]], means)
-
-  return jax.lax.fori_loop(0, iterations, step, vectors[picks])
-
-
 @functools.partial(
   jax.jit, static_argnames=('num_levels', 'num_codes', 'iterations')
 )
@@ -285,7 +250,7 @@ def fit(
   """
 
   def step(vectors, level):
-    codebook = fit_level(
+    codebook = kmeans.fit_traced(
       jax.random.fold_in(rng, level), vectors, num_codes, iterations
     )
     return vectors - codebook[nearest_code(vectors, codebook)], codebook

@@ -27,7 +27,7 @@ def _measure(reference: jax.Array, estimate: jax.Array) -> dict:
 
 
 class Reconstruction(base.Metric):
-  """Distance of decoded from original waveforms, for each number of levels."""
+  """Distance of decoded from original waveforms, for each way to code them."""
 
   def __init__(self):
     self._table = base.ClipTable()
@@ -36,37 +36,36 @@ class Reconstruction(base.Metric):
     self,
     clip_id: str,
     reference: np.ndarray,
-    estimates: Mapping[int, np.ndarray],
+    estimates: Mapping[str, np.ndarray],
   ) -> None:
     """Adds a clip.
 
     Args:
       clip_id: unique name.
       reference: float32 `[samples]` at 16 kHz.
-      estimates: the same decoded from 1, 2, … levels, by their number; as
-        long or longer.
+      estimates: the same decoded, by how it was coded, such as the number
+        of levels; as long or longer.
 
     Raises:
-      ValueError: a waveform is too short or holds NaN, the numbers of levels
-        are others than those of the clips before, or the clip comes twice.
+      ValueError: a waveform is too short or holds NaN, it was coded in other
+        ways than the clips before, or the clip comes twice.
     """
-    levels = sorted(estimates)
     for row in self._table.rows.values():
-      if sorted(row) != levels:
+      if list(row) != list(estimates):
         raise ValueError(
-          f'Clip `{clip_id}` is decoded from {levels} levels, expected '
-          f'{sorted(row)} as the clips before. Decode all clips alike.'
+          f'Clip `{clip_id}` is coded as {", ".join(estimates)}, expected '
+          f'{", ".join(row)} as the clips before. Code all clips alike.'
         )
     row = {}
-    for count in levels:
-      estimate = estimates[count][: len(reference)]
+    for name, estimate in estimates.items():
+      estimate = estimate[: len(reference)]
       if len(estimate) < len(reference) or not np.isfinite(estimate).all():
         raise ValueError(
           f'Clip `{clip_id}`: {len(estimate)} decoded samples of '
           f'{len(reference)}, expected as many numbers. Check the codec.'
         )
       values = _measure(reference[np.newaxis], estimate[np.newaxis])
-      row[count] = {name: float(value[0]) for name, value in values.items()}
+      row[name] = {key: float(value[0]) for key, value in values.items()}
     self._table.add(clip_id, row)
 
   def merge(self, other: 'Reconstruction') -> None:
@@ -80,22 +79,21 @@ class Reconstruction(base.Metric):
       seed: of the bootstrap.
 
     Returns:
-      `num_clips`, and `levels`: by number of levels (as text) each of
-      `MEASURES` with its mean `value` and 95 % interval `low` to `high`.
+      `num_clips`, and `codings`: by name each of `MEASURES` with its mean `value` and 95 % interval `low` to `high`.
 
     Raises:
       ValueError: fewer than three clips.
     """
     rows = self._table.sorted_rows()
     intervals.check_count(len(rows))
-    levels = {}
-    for count in rows[0]:
-      levels[str(count)] = {}
+    codings = {}
+    for coding in rows[0]:
+      codings[coding] = {}
       for name in MEASURES:
-        values = np.array([row[count][name] for row in rows])
+        values = np.array([row[coding][name] for row in rows])
         mean = lambda i, _, values=values: values[i].mean(axis=-1)
         estimate = intervals.bootstrap(
           mean, len(rows), num_draws, np.random.default_rng(seed)
         )
-        levels[str(count)][name] = dataclasses.asdict(estimate)
-    return {'num_clips': len(rows), 'levels': levels}
+        codings[coding][name] = dataclasses.asdict(estimate)
+    return {'num_clips': len(rows), 'codings': codings}

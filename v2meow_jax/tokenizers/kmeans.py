@@ -51,16 +51,14 @@ def _nearest(points, centres):
   return codes, jnp.maximum(least + jnp.sum(points**2, axis=1), 0)
 
 
-def _blocks(points, weights):
-  """Cuts points, and a weight of 0 for what is filled up, into blocks."""
+def _blocks(points, xp=np):
+  """Cuts points into blocks; what is filled up has a weight of 0."""
   num_blocks = -(-len(points) // _BLOCK)
   pad = num_blocks * _BLOCK - len(points)
-  points = np.pad(np.asarray(points, np.float32), ((0, pad), (0, 0)))
-  weights = np.pad(np.asarray(weights, np.float32), (0, pad))
   # [points, features] -> [blocks, block, features]
   return (
-    points.reshape(num_blocks, _BLOCK, -1),
-    weights.reshape(num_blocks, _BLOCK),
+    xp.pad(points, ((0, pad), (0, 0))).reshape(num_blocks, _BLOCK, -1),
+    np.pad(np.ones(len(points), np.float32), (0, pad)).reshape(-1, _BLOCK),
   )
 
 
@@ -83,7 +81,7 @@ def assign(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
   """
   if not len(points):
     return np.zeros((0,), np.int32)
-  blocks, _ = _blocks(points, np.ones(len(points)))
+  blocks, _ = _blocks(np.asarray(points, np.float32))
   # Blocks one by one: a long recording compiles what a short one does.
   codes = [
     np.asarray(_assign_blocks(blocks[i : i + 1], centres)[0]).ravel()
@@ -143,6 +141,27 @@ def _lloyd(blocks, weights, centres):
   return centres, dead.sum(), inertia / weights.sum()
 
 
+def fit_traced(
+  key: Array, points: Array, num_clusters: int, num_steps: int
+) -> Array:
+  """Fits centres inside a compiled program: a fixed number of Lloyd's steps.
+
+  Args:
+    key: random key of the start.
+    points: float32 `[points, features]`.
+    num_clusters: centres wanted.
+    num_steps: Lloyd's steps.
+
+  Returns:
+    float32 `[num_clusters, features]`.
+  """
+  centres = _plus_plus(points, num_clusters, key)
+  blocks, weights = _blocks(points, jnp)
+  return jax.lax.fori_loop(
+    0, num_steps, lambda _, c: _lloyd(blocks, weights, c)[0], centres
+  )
+
+
 def fit(
   points: np.ndarray,
   num_clusters: int,
@@ -185,7 +204,7 @@ def fit(
   order = np.random.default_rng(seed).permutation(len(points))
   start = points[order[: max(num_start_points, num_clusters)]]
   centres = _plus_plus(start, num_clusters, jax.random.key(seed))
-  blocks, weights = _blocks(points, np.ones(len(points)))
+  blocks, weights = _blocks(points)
   last = np.inf
   step = 0
   for step in range(1, num_steps + 1):

@@ -21,11 +21,11 @@ from v2meow_jax.codecs import spectral
 
 SPEC = streams.get('spectral')
 TINY = spectral.Config(
-  width=24,
+  width=48,
   expansion=1,
   encoder_blocks=1,
   decoder_blocks=1,
-  num_features=8,
+  num_features=16,
   kernel_size=3,
 )
 NETWORK = spectral.Network(TINY)
@@ -33,19 +33,18 @@ SECONDS = 0.48
 
 
 def sounds(rng, batch=8):
-  """What a tiny codec can learn: noise, dark or bright, loud or soft.
-
-  Loudness and colour change every 0.08 s, so that time matters too.
-  """
+  """Tones of six pitches; pitch and loudness change every 0.08 s."""
   steps = 6
   length = int(SECONDS * 16000) // steps
-  noise = rng.standard_normal((batch, steps * length + 1))
-  dark = noise[:, 1:] + noise[:, :-1]
-  bright = noise[:, 1:] - noise[:, :-1]
-  colour = np.repeat(rng.integers(0, 2, (batch, steps)), length, axis=1)
-  loudness = np.repeat(rng.uniform(-2.5, -1, (batch, steps)), length, axis=1)
-  wave = 10**loudness * np.where(colour, bright, dark)
-  return {'waveform': wave.astype('f4')}
+  seconds = np.arange(steps * length) / 16000
+  hertz = np.array([220, 440, 700, 1200, 2000, 3300])
+  hertz = hertz[rng.integers(0, len(hertz), (batch, steps))]
+  loudness = 10 ** rng.uniform(-2, -0.7, (batch, steps))
+  hertz, loudness = (np.repeat(x, length, axis=1) for x in (hertz, loudness))
+  phase = rng.uniform(0, 2 * np.pi, (batch, 1))
+  wave = loudness * np.sin(2 * np.pi * hertz * seconds + phase)
+  noise = 1e-3 * rng.standard_normal(wave.shape)  # no digital silence
+  return {'waveform': (wave + noise).astype('f4')}
 
 
 def initial_variables(model, batch, seed=0):
@@ -94,9 +93,9 @@ def autoencoder():
     'spectral',
     'autoencoder',
     latent_noise=(0.02, 0.02),
-    complex_weight=0.0,  # noise has no phase to learn
+    complex_weight=0.0,  # phase takes longer to learn
   )
-  return train(model, 240, rate=1e-2)
+  return train(model, 1000)
 
 
 @pytest.fixture(scope='module')
@@ -125,7 +124,7 @@ def weights_path(autoencoder, tmp_path_factory):
 def test_autoencoder_learns(autoencoder):
   variables, history = autoencoder
   assert set(variables) == {'params'}
-  assert np.mean(history[-5:]) < 0.75 * np.mean(history[:5])  # measured .63
+  assert np.mean(history[-5:]) < 0.4 * np.mean(history[:5])  # measured .26
 
 
 def test_fitted_codec_reconstructs_better_than_shuffled_codes(weights_path):
@@ -137,11 +136,11 @@ def test_fitted_codec_reconstructs_better_than_shuffled_codes(weights_path):
     losses.spectral_distance(waveform, codec.decode(codes)).mean()
   )
   whole, one = distance(codes), distance(codes[..., :1])
-  # Another clip's codes, and this clip's codes in another order.
-  # Measured .88.
-  assert whole < 0.95 * distance(np.roll(codes, 1, axis=0))
-  assert whole < 0.97 * distance(codes[:, rng.permutation(codes.shape[1])])
-  assert whole < one
+  # Another clip's codes, and this clip's codes in another order: measured .34
+  # and .45. All levels against the first: .84.
+  assert whole < 0.5 * distance(np.roll(codes, 1, axis=0))
+  assert whole < 0.6 * distance(codes[:, rng.permutation(codes.shape[1])])
+  assert whole < 0.95 * one
 
 
 def test_decoder_phase_moves_the_decoder_only(weights_path):

@@ -15,7 +15,9 @@ def test_noise_at_a_known_level():
     noise = signals.noise(len(sound) / 16000, number)
     noise *= np.sqrt(np.mean(sound**2) / np.mean(noise**2))
     metric.update(
-      f'{number}', sound, {'1': sound + 0.3162278 * noise, '4': sound + 0.1 * noise}
+      f'{number}',
+      sound,
+      {'1': sound + 0.3162278 * noise, '4': sound + 0.1 * noise},
     )
   result = metric.result()
   assert result['num_clips'] == 4

@@ -79,7 +79,8 @@ class Reconstruction(base.Metric):
       seed: of the bootstrap.
 
     Returns:
-      `num_clips`, and `codings`: by name each of `MEASURES` with its mean `value` and 95 % interval `low` to `high`.
+      `num_clips`, and `codings`: by name each of `MEASURES` with its mean
+      `value` and 95 % interval `low` to `high`.
 
     Raises:
       ValueError: fewer than three clips.

@@ -11,7 +11,7 @@
 #                      no TensorFlow (default: the dataset's TFDS records)
 #   --data_dir DIR     folder of the TFDS records (default: TFDS's own)
 #   --visual NAME      file of gin/visual (default: scene)
-#   --codec NAME       file of gin/codecs (default: spectral)
+#   --codec NAME       file of gin/codecs (default: spectrogram)
 #   --tokenizer NAME   file of gin/tokenizers (default: spectral)
 #   --style NAME       file of gin/style (default: caption)
 #   --gin_file FILE    one more gin file, behind all others; may be repeated
@@ -38,7 +38,7 @@ fail() {
 }
 
 stage='' model_dir='' arrays='' data_dir=''
-size=small dataset=toy visual=scene codec=spectral tokenizer=spectral
+size=small dataset=toy visual=scene codec=spectrogram tokenizer=spectral
 style=caption
 more=()
 while [[ $# -gt 0 ]]; do

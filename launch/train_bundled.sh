@@ -44,7 +44,7 @@ train_codec() {  # PHASE STEPS [GIN …]
   local phase=$1 steps=$2
   shift 2
   step "codec: $phase"
-  "$python" -m v2meow_jax.train --gin_file=codecs/spectral.gin \
+  "$python" -m v2meow_jax.train --gin_file=codecs/spectrogram.gin \
     --gin_file=runs/train.gin --gin_file="codecs/train_$phase.gin" \
     --gin.MODEL_DIR="'$work/codec_$phase'" --gin.MANIFESTS="('$manifest',)" \
     --gin.TRAIN_STEPS="$steps" --gin.EVAL_PERIOD=500 "$@"
@@ -54,7 +54,7 @@ train_codec autoencoder "${AUTOENCODER_STEPS:-4500}"
 step 'codec: codebooks'
 if [[ ! -e $work/codec_fitted.safetensors ]]; then
   "$python" -m v2meow_jax.codecs.fit_quantizer \
-    --gin_file=codecs/spectral.gin --gin_file=codecs/fit_quantizer.gin \
+    --gin_file=codecs/spectrogram.gin --gin_file=codecs/fit_quantizer.gin \
     --gin.MANIFESTS="('$manifest',)" \
     --gin.CODEC_WEIGHTS="'$work/codec_autoencoder/params.safetensors'" \
     --gin.OUTPUT="'$work/codec_fitted.safetensors'"
@@ -93,7 +93,8 @@ train_stage() {  # STAGE STEPS BATCH_SIZE [GIN …]
 # threads for one of them cost more than they give.
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_cpu_multi_thread_eigen=false"
 coarse_seconds=5.0
-train_stage semantic "${SEMANTIC_STEPS:-2000}" 12 &
+# Most videos come without a text.
+train_stage semantic "${SEMANTIC_STEPS:-2000}" 12 --gin.STYLE_DROPOUT=0.5 &
 jobs=($!)
 train_stage coarse "${COARSE_STEPS:-3000}" 8 \
   --gin.stages.make.seconds=$coarse_seconds &
@@ -108,7 +109,7 @@ done
 
 step 'bundle'
 files=()
-for file in sizes/bundled visual/scene codecs/spectral tokenizers/spectral \
+for file in sizes/bundled visual/scene codecs/spectrogram tokenizers/spectral \
   style/caption generate; do
   files+=(--gin_file "gin/$file.gin")
 done

@@ -227,3 +227,27 @@ def test_unknown_activation_names_the_known_ones(rng):
     'Unknown activation `swish` in mlp_activations, expected one of relu, '
     'gelu, silu, linear.'
   )
+
+
+def test_locality_prefers_what_is_near_before_training():
+  biases = layers.RelativePositionBiases(
+    num_buckets=32,
+    max_distance=128,
+    num_heads=3,
+    bidirectional=True,
+    locality=4.0,
+  )
+  queries = np.array([50])
+  keys = np.array([50, 51, 40, 120, layers.UNTIMED])
+  params = biases.init(jax.random.PRNGKey(0), queries, keys)
+  bias = np.asarray(biases.apply(params, queries, keys))[:, 0]
+  noise = 0.5  # T5's own initial table reaches 0.41: sqrt(6 / 35)
+  # The first head's weights fall with the fourth power of the distance.
+  for key, distance in ((1, 1), (2, 10), (3, 70)):
+    expected = -4 * np.log1p(distance)
+    # A bucket holds many distances: its mean stands for them.
+    assert bias[0, key] == pytest.approx(expected, abs=1 + 2 * noise)
+  assert bias[0, 0] > bias[0, 1] > bias[0, 2] > bias[0, 3]
+  # The last head has no preference, and neither has what has no time.
+  assert np.abs(bias[2]).max() < noise
+  assert np.abs(bias[:, 4]).max() < noise

@@ -35,12 +35,12 @@ Source = sources.FileSource | sources.ToySource
 # What the bundled model is made of. `--gin_file` replaces the list.
 GIN_FILES = (
   'visual/scene.gin',
-  'codecs/spectral.gin',
+  'codecs/spectrogram.gin',
   'tokenizers/spectral.gin',
   'style/caption.gin',
   'runs/prepare.gin',
 )
-STREAMS = ('scene', 'caption', 'spectral_semantic', 'spectral')
+STREAMS = ('scene', 'caption', 'spectral_semantic', 'spectrogram')
 _META = 'meta.json'
 
 

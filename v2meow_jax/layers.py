@@ -193,6 +193,9 @@ class RelativePositionBiases(nn.Module):
     max_distance: distance at which buckets end.
     num_heads: number of heads.
     bidirectional: whether keys ahead of the query have buckets.
+    locality: how much nearer keys are preferred before training: the first
+      head starts with weights that fall as distance ** -locality, the last
+      with none of it, those between in equal steps. 0 is T5.
     dtype: dtype of the result; the table is float32.
   """
 
@@ -200,6 +203,7 @@ class RelativePositionBiases(nn.Module):
   max_distance: int
   num_heads: int
   bidirectional: bool
+  locality: float = 0.0
   dtype: DType = jnp.float32
 
   @nn.compact
@@ -220,8 +224,7 @@ class RelativePositionBiases(nn.Module):
     table = self.param(
       'rel_embedding',
       nn.with_logical_partitioning(
-        nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform'),
-        ('heads', 'relpos_buckets'),
+        self._initial_table, ('heads', 'relpos_buckets')
       ),
       (self.num_heads, self.num_buckets),
       jnp.float32,
@@ -249,6 +252,26 @@ class RelativePositionBiases(nn.Module):
     # [queries, keys, heads] -> [heads, queries, keys]
     bias = jnp.take(by_distance, index, axis=0, mode='clip').transpose(2, 0, 1)
     return bias.astype(self.dtype)
+
+  def _initial_table(self, key: Array, shape: tuple, dtype: DType) -> Array:
+    """T5's, less what `locality` takes from distant keys."""
+    table = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')(
+      key, shape, dtype
+    )
+    if not self.locality:
+      return table
+    places = np.arange(-self.max_distance, self.max_distance + 1)
+    bucket = lambda distances: relative_position_bucket(
+      distances, self.bidirectional, self.num_buckets, self.max_distance
+    )
+    buckets = bucket(places)
+    counts = np.bincount(buckets, minlength=self.num_buckets)
+    totals = np.bincount(buckets, np.abs(places), minlength=self.num_buckets)
+    distances = totals / np.maximum(counts, 1)
+    # What has no time is as near to one position as to any other.
+    distances[bucket(np.array([-(10**9)]))] = 0
+    falls = np.linspace(self.locality, 0.0, self.num_heads)
+    return table - jnp.asarray(falls[:, None] * np.log1p(distances), dtype)
 
 
 @jax.custom_vjp

@@ -116,6 +116,13 @@ _ROWS = (
     num_levels=12,
     sample_rate_hz=16000,
   ),
+  StreamSpec(
+    'spectrogram',
+    rate_hz=25,
+    num_codes=512,
+    num_levels=8,
+    sample_rate_hz=16000,
+  ),
 )
 STREAMS = {row.name: row for row in _ROWS}
 

@@ -92,7 +92,7 @@ def autoencoder():
     NETWORK,
     'spectral',
     'autoencoder',
-    latent_noise=(0.02, 0.02),
+    latent_noise=0.02,
     complex_weight=0.0,  # phase takes longer to learn
   )
   return train(model, 1000)

@@ -69,16 +69,6 @@ class Codec:
     return jax.jit(encode)
 
   @functools.cached_property
-  def _decode(self):
-    def decode(variables, codes, num_valid):
-      latents = rvq.decode(codes, variables['quantizer']['codebooks'])
-      return self.network.apply(
-        {'params': variables['params']}, latents, num_valid, method='decode'
-      )
-
-    return jax.jit(decode)
-
-  @functools.cached_property
   def _decode_chunk(self):
     def decode(variables, stream, codes, num_valid):
       latents = rvq.decode(codes, variables['quantizer']['codebooks'])
@@ -143,13 +133,9 @@ class Codec:
     Raises:
       ValueError: the codes have another shape or range.
     """
-    codes = np.asarray(codes)
-    self._check_codes(codes)
-    length = codes.shape[1]
-    padded = -(-length // CHUNK) * CHUNK
-    codes = np.pad(codes, ((0, 0), (0, padded - length), (0, 0)))
-    waveform = self._decode(self.variables, codes, length)
-    return waveform[:, : length * self.hop]
+    # The same compiled function as for chunks: where rounding is amplified, as
+    # in a search for phase, another shape would give another sound.
+    return jnp.asarray(np.concatenate([*self.decode_chunks([codes])], axis=1))
 
   def decode_chunks(self, chunks: Iterable[Array]) -> Iterator[np.ndarray]:
     """Decodes a long clip piece by piece in bounded memory.

@@ -36,7 +36,7 @@ class CodecModel:
   the codec's hop.
 
   Attributes:
-    module: network with `encode` and `decode`, as `spectral.Network`.
+    module: network with `encode` and `reconstruct`, as `spectral.Network`.
     spec: the stream of the codes.
   """
 
@@ -47,7 +47,7 @@ class CodecModel:
     phase: str,
     optimizer_def=None,
     initial_weights: str | None = None,
-    latent_noise: tuple[float, float] = (0.05, 0.3),
+    latent_noise: float = 0.1,
     complex_weight: float = 0.6,
     commitment_weight: float = 0.25,
     full_probability: float = 0.5,
@@ -63,8 +63,8 @@ class CodecModel:
       phase: one of `PHASES`.
       optimizer_def: an optax transformation; kept for the trainer.
       initial_weights: safetensors file to start from; None for random ones.
-      latent_noise: lowest and highest standard deviation of the noise on the
-        latents; each clip draws its own ('autoencoder').
+      latent_noise: standard deviation of the noise on the latents, which
+        stands for the quantiser ('autoencoder').
       complex_weight: weight of the distance that sees phase.
       commitment_weight: weight of the latents' distance to their codes
         ('joint').
@@ -206,7 +206,8 @@ class CodecModel:
     commitment = jnp.zeros(waveform.shape[:1])
     if self._phase == 'autoencoder':
       if training:
-        latents = self._add_noise(latents, rng)
+        noise = jax.random.normal(rng, latents.shape)
+        latents += self._latent_noise * noise
     elif self._phase == 'decoder':
       quantizer = flax_mutables['quantizer']
       # Neither encoder nor codebooks may move: the codes are final.
@@ -220,7 +221,9 @@ class CodecModel:
         latents, flax_mutables['quantizer'], rng, training
       )
       flax_mutables = {'quantizer': quantizer}
-    estimate = self.module.apply(variables, latents, method='decode')
+    estimate = self.module.apply(
+      variables, latents, waveform, method='reconstruct'
+    )
     overlap = 2 if training else 4
     mel = losses.spectral_distance(
       waveform, estimate, self.spec.sample_rate_hz, overlap
@@ -239,15 +242,6 @@ class CodecModel:
     if self._phase == 'autoencoder':
       return loss, metrics
     return loss, (metrics, flax_mutables)
-
-  def _add_noise(self, latents, rng):
-    rng_size, rng_noise = jax.random.split(rng)
-    low, high = self._latent_noise
-    # Log-uniform: stands for every number of levels.
-    size = low * (high / low) ** jax.random.uniform(
-      rng_size, (latents.shape[0], 1, 1)
-    )
-    return latents + size * jax.random.normal(rng_noise, latents.shape)
 
   def _num_levels(self, rng, batch, training):
     if not training:

@@ -76,6 +76,11 @@ class Network(nn.Module):
     del num_valid
     return self.decoder(latents)
 
+  def reconstruct(self, latents: Array, waveform: Array) -> Array:
+    """What training compares with the original `waveform`: `decode`."""
+    del waveform
+    return self.decode(latents)
+
 
 class SoundStream(base.Codec):
   """SoundStream with trained parameters. Attributes: see `base.Codec`."""

@@ -1,4 +1,4 @@
-"""Codec of the bundled model: a residual quantiser between two STFTs.
+"""Codec of waveforms by their spectra: a residual quantiser between two STFTs.
 
 Of the family of SpectroStream and Vocos: the network works on short-time
 spectra at 50 Hz, never on samples, so that it is cheap on a CPU. Two latents
@@ -224,9 +224,14 @@ class Network(nn.Module):
       valid *= jnp.arange(spectrum.shape[1]) < num_valid * c.stack
     return self.inverse_stft(spectrum, valid)
 
+  def reconstruct(self, latents: Array, waveform: Array) -> Array:
+    """What training compares with the original `waveform`: `decode`."""
+    del waveform
+    return self.decode(latents)
+
 
 class SpectralCodec(base.Codec):
-  """The bundled codec: 16 kHz, 25 Hz, 12 levels of 512 codes.
+  """Keeps the waveform: 16 kHz, 25 Hz, 12 levels of 512 codes.
 
   Attributes: see `base.Codec`.
   """

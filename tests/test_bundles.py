@@ -51,7 +51,7 @@ def test_round_trip(made):
     for ours, theirs in zip(bundle.models, recipe.models, strict=True):
       assert ours.stage == theirs.stage
       assert ours.config == theirs.config
-  assert bundle.codec.spec.name == 'spectral'
+  assert bundle.codec.spec.name == 'spectrogram'
   assert bundle.codec.network.config == toy.CODEC
   assert bundle.style.spec.name == 'caption'
   assert [extractor.spec.name for extractor in bundle.visual] == ['scene']
@@ -96,7 +96,7 @@ def test_two_bundles_and_the_callers_gin_do_not_meet(made, tmp_path):
     assert len(second.models[0].stage.inputs) == 1
     assert gin.query_parameter('OURS/gin.macro.value') == 5
     assert gin.query_parameter('callers/gin.macro.value') == 3
-    assert 'spectral' not in gin.config_str()
+    assert 'spectrogram' not in gin.config_str()
     assert not gin.config_is_locked()
   finally:
     gin.clear_config()

@@ -76,7 +76,7 @@ def test_music_is_as_long_as_the_picture_and_below_full_scale(music):
 def test_tokens_have_the_shapes_of_their_streams(music):
   # 4.3 s, rounded up to 0.2 s where all streams have a position.
   shapes = {name: codes.shape for name, codes in music.tokens.items()}
-  assert shapes == {'spectral_semantic': (110, 1), 'spectral': (110, 12)}
+  assert shapes == {'spectral_semantic': (110, 1), 'spectrogram': (110, 8)}
   for codes in music.tokens.values():
     assert codes.dtype == np.int32
     assert codes.min() >= 0
@@ -113,20 +113,19 @@ def test_sampling_options_of_each_stage(generator, music):
   )
   greedy = compose(temperature=(0, 0, 0))
   np.testing.assert_array_equal(
-    greedy['spectral'],
+    greedy['spectrogram'],
     generator.compose(music.picture, 6, temperature=(0, 0, 0)).tokens[
-      'spectral'
+      'spectrogram'
     ],
   )
   np.testing.assert_array_equal(
-    compose(top_k=(1, 1, 1))['spectral'], greedy['spectral']
+    compose(top_k=(1, 1, 1))['spectrogram'], greedy['spectrogram']
   )
   # Only the fine stage changes: the coarse levels are the first four.
-  fine = compose(top_p=(1.0, 1.0, 1e-6))
-  np.testing.assert_array_equal(
-    fine['spectral'][:, :4], music.tokens['spectral'][:, :4]
-  )
-  assert (fine['spectral'][:, 4:] != music.tokens['spectral'][:, 4:]).any()
+  fine = compose(top_p=(1.0, 1.0, 1e-6))['spectrogram']
+  before = music.tokens['spectrogram']
+  np.testing.assert_array_equal(fine[:, :4], before[:, :4])
+  assert (fine[:, 4:] != before[:, 4:]).any()
   with pytest.raises(ValueError, match='^temperature is -1, expected 0 or'):
     compose(temperature=(1, -1, 1))
 

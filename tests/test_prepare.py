@@ -228,7 +228,7 @@ def model(tmp_path_factory):
   *_, short = toy.gin_files(folder)
   (folder / 'tiny.gin').write_text(
     pathlib.Path(short).read_text().split('from v2meow_jax import stages')[0]
-    + 'from v2meow_jax.codecs import spectral\n'
+    + 'from v2meow_jax.codecs import spectrogram\n'
     + pathlib.Path(short).read_text().split('seconds = 1.0\n')[1]
   )
   return folder
@@ -267,10 +267,10 @@ def test_arrays_of_real_videos(tmp_path, model, manifest, capfd):
   load = lambda name: np.load(out / 'train' / f'{name}.npy', allow_pickle=False)
   assert load('scene').shape == (22, 64)
   assert load('spectral_semantic').shape == (55, 1)
-  assert load('spectral').shape == (55, 12)
+  assert load('spectrogram').shape == (55, 8)
   assert load('caption').shape == (1, 32)
   assert np.abs(load('scene')).sum() > 0
-  assert len(np.unique(load('spectral'))) > 50
+  assert len(np.unique(load('spectrogram'))) > 50
   index = json.loads((out / 'validation' / 'index.json').read_text())
   assert [c['clip_id'] for c in index['clips']] == ['b']
 

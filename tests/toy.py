@@ -8,30 +8,30 @@ import numpy as np
 
 from v2meow_jax import bundles
 from v2meow_jax import stages
-from v2meow_jax.codecs import spectral
+from v2meow_jax.codecs import spectrogram
 
 # A whole system in seconds: tiny networks, windows of 2 s and 1 s.
 _GIN_FILES = (
   'sizes/tiny.gin',
   'visual/scene.gin',
-  'codecs/spectral.gin',
+  'codecs/spectrogram.gin',
   'tokenizers/spectral.gin',
 )
 _SHORT = """
 from __gin__ import dynamic_registration
 from v2meow_jax import stages
-from v2meow_jax.codecs import spectral
+from v2meow_jax.codecs import spectrogram
 
 semantic/stages.make.seconds = 2.0
 coarse/stages.make.seconds = 2.0
 fine/stages.make.seconds = 1.0
-spectral.Config:
+spectrogram.Config:
   width = 16
   encoder_blocks = 1
   decoder_blocks = 1
   num_features = 8
 """
-CODEC = spectral.Config(
+CODEC = spectrogram.Config(
   width=16, encoder_blocks=1, decoder_blocks=1, num_features=8
 )
 
@@ -46,14 +46,14 @@ def _fill(shapes, rng: np.random.Generator, scale: float):
 def codec_weights(seed: int = 0) -> dict:
   """Random weights of the tiny codec."""
   rng = np.random.default_rng(seed)
-  network = spectral.Network(CODEC)
+  network = spectrogram.Network(CODEC)
   waveform = jax.ShapeDtypeStruct((1, 640), np.float32)
   shapes = jax.eval_shape(network.init, jax.random.key(0), waveform)
   return {
     'params': _fill(shapes['params'], rng, 0.3),
     'quantizer': {
       'codebooks': rng.standard_normal(
-        (12, 512, CODEC.stack * CODEC.num_features)
+        (8, 512, CODEC.stack * CODEC.num_features)
       ).astype(np.float32)
     },
   }

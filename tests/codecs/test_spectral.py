@@ -208,7 +208,8 @@ def _spectra(waveform):
 def _search(waveform, iterations=8):
   search = spectrogram.PhaseSearch(1280, 320, 3, iterations)
   magnitudes = np.abs(_spectra(waveform))[None]
-  return np.asarray(search.apply({}, magnitudes, np.ones(magnitudes.shape[:2])))
+  spectra = search.apply({}, magnitudes, np.ones(magnitudes.shape[:2], 'f4'))
+  return np.asarray(spectral.InverseStft(1280, 320).apply({}, *spectra))
 
 
 @pytest.fixture(scope='module')
@@ -240,22 +241,39 @@ def test_phase_search_in_chunks_is_that_of_the_whole(music):
   magnitudes = np.abs(_spectra(music))[None]
   search = spectrogram.PhaseSearch(1280, 320, 3, 4)
   valid = np.ones(magnitudes.shape[:2], 'f4')
-  whole = search.apply({}, magnitudes, valid)
+  whole, _ = search.apply({}, magnitudes, valid)
+  np.testing.assert_allclose(np.abs(whole), magnitudes, atol=1e-3)
   _, shapes = jax.eval_shape(
     lambda m, v: search.apply({'stream': {}}, m, v, mutable=['stream']),
     magnitudes[:, :25],
     valid[:, :25],
   )
   state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  pieces = []
+  pieces, valids = [], []
   for first in range(0, magnitudes.shape[1], 25):
     piece = slice(first, first + 25)
-    made, state = search.apply(
+    (made, late), state = search.apply(
       state, magnitudes[:, piece], valid[:, piece], mutable=['stream']
     )
     pieces.append(made)
-  together = np.concatenate(pieces, axis=1)[:, search.delay :]
-  np.testing.assert_allclose(together, whole[:, : together.shape[1]], atol=1e-6)
+    valids.append(late)
+  together = np.concatenate(pieces, axis=1)
+  np.testing.assert_allclose(together[:, 3:], whole[:, :-3], atol=1e-4)
+  np.testing.assert_array_equal(together[:, :3], 0)
+  # The three frames before the first one do not exist.
+  np.testing.assert_array_equal(
+    np.concatenate(valids, axis=1)[0, :4], [0, 0, 0, 1]
+  )
+
+
+def test_gradient_passes_the_search_by(music):
+  magnitudes = np.abs(_spectra(music[:6400]))[None]
+  search = spectrogram.PhaseSearch(1280, 320, 3, 2)
+  valid = np.ones(magnitudes.shape[:2], 'f4')
+  power = lambda m: jnp.square(jnp.abs(search.apply({}, m, valid)[0])).sum()
+  np.testing.assert_allclose(
+    jax.grad(power)(magnitudes), 2 * magnitudes, rtol=1e-3, atol=1e-3
+  )
 
 
 def test_phase_search_keeps_a_tone_a_tone():

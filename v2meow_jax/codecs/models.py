@@ -36,7 +36,8 @@ class CodecModel:
   the codec's hop.
 
   Attributes:
-    module: network with `encode` and `reconstruct`, as `spectral.Network`.
+    module: network with `encode`, `reconstruct` and `decode`, as
+      `spectral.Network`.
     spec: the stream of the codes.
   """
 
@@ -221,9 +222,12 @@ class CodecModel:
         latents, flax_mutables['quantizer'], rng, training
       )
       flax_mutables = {'quantizer': quantizer}
-    estimate = self.module.apply(
-      variables, latents, waveform, method='reconstruct'
-    )
+    if self._phase == 'decoder':  # learns to make what is heard in the end
+      estimate = self.module.apply(variables, latents, method='decode')
+    else:
+      estimate = self.module.apply(
+        variables, latents, waveform, method='reconstruct'
+      )
     overlap = 2 if training else 4
     mel = losses.spectral_distance(
       waveform, estimate, self.spec.sample_rate_hz, overlap

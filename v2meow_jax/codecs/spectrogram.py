@@ -67,13 +67,15 @@ class Config:
 
 
 class PhaseSearch(nn.Module):
-  """Magnitudes to a waveform, frame by frame, by RTISI-LA.
+  """Gives magnitudes a phase, frame by frame, by RTISI-LA.
 
   Each frame starts with the phase that the frames before it imply, and is
   corrected `iterations` times together with the `lookahead` frames behind it,
-  so that overlapping frames agree. Frame t is centred on the middle of its
-  hop. Chunk by chunk (collection `stream` mutable) the output runs `delay`
-  samples behind instead of being trimmed.
+  so that overlapping frames agree. The search has no gradient; the magnitudes
+  keep theirs.
+
+  Chunk by chunk (collection `stream` mutable) what comes out runs `lookahead`
+  frames behind.
 
   Attributes:
     window: samples per frame.
@@ -87,47 +89,52 @@ class PhaseSearch(nn.Module):
   lookahead: int
   iterations: int
 
-  @property
-  def delay(self) -> int:
-    """Samples by which the output runs behind."""
-    return self.lookahead * self.hop + (self.window - self.hop) // 2
-
   @nn.compact
-  def __call__(self, magnitudes: Array, valid: Array) -> Array:
-    """Maps `[batch, frames, bins]` to `[batch, frames * hop]`.
+  def __call__(self, magnitudes: Array, valid: Array) -> tuple[Array, Array]:
+    """Finds the phase.
 
     Args:
-      magnitudes: float32, of the spectra of windowed frames.
+      magnitudes: float32 `[batch, frames, bins]`, of spectra of windowed
+        frames.
       valid: float32 `[batch, frames]`, 0 for frames behind the end.
+
+    Returns:
+      complex64 spectra `[batch, frames, bins]`, and `valid` of each.
     """
     batch, length, bins = magnitudes.shape
-    magnitudes *= valid[..., None]
-    streaming = self.is_mutable_collection('stream')
-    behind = 0 if streaming else -(-self.delay // self.hop)
-    magnitudes = jnp.pad(magnitudes, ((0, 0), (0, behind), (0, 0)))
-    valid = jnp.pad(valid, ((0, 0), (0, behind)))
-    tail = self.window - self.hop
+    ahead, tail = self.lookahead, self.window - self.hop
     state = {
-      'magnitudes': jnp.zeros((batch, self.lookahead, bins)),
-      'valid': jnp.zeros((batch, self.lookahead)),
-      'spectra': jnp.zeros((batch, self.lookahead, bins), jnp.complex64),
+      'magnitudes': jnp.zeros((batch, ahead, bins)),
+      'valid': jnp.zeros((batch, ahead)),
+      'spectra': jnp.zeros((batch, ahead, bins), jnp.complex64),
       'signal': jnp.zeros((batch, tail)),
       'weight': jnp.zeros((batch, tail)),
     }
+    magnitudes *= valid[..., None]
+    streaming = self.is_mutable_collection('stream')
     if streaming and not self.is_initializing():
       past = self.variable('stream', 'past', lambda: state)
       state = past.value
+      late = (state['magnitudes'], magnitudes), (state['valid'], valid)
+      late = [jnp.concatenate(pair, axis=1)[:, :length] for pair in late]
+    else:
+      late = [magnitudes, valid]
+      magnitudes = jnp.pad(magnitudes, ((0, 0), (0, ahead), (0, 0)))
+      valid = jnp.pad(valid, ((0, 0), (0, ahead)))
     # [batch, frames, …] -> [frames, batch, …]
-    frames = (jnp.swapaxes(magnitudes, 0, 1), jnp.swapaxes(valid, 0, 1))
-    state, hops = jax.lax.scan(self._step, state, frames)
+    frames = jax.lax.stop_gradient(
+      (jnp.swapaxes(magnitudes, 0, 1), jnp.swapaxes(valid, 0, 1))
+    )
+    state, phase = jax.lax.scan(self._step, state, frames)
+    phase = jnp.swapaxes(phase, 0, 1)
     if streaming and not self.is_initializing():
       past.value = state
-    signal = jnp.swapaxes(hops, 0, 1).reshape(batch, -1)
-    start = 0 if streaming else self.delay
-    return signal[:, start : start + length * self.hop]
+    else:
+      phase = phase[:, ahead:]
+    return late[0] * phase, late[1]
 
   def _step(self, state, frame):
-    """Takes the newest frame and fixes the one `lookahead` frames ago."""
+    """Takes the newest frame, fixes the phase of that `lookahead` ago."""
     magnitudes, valid = (
       jnp.concatenate([state[name], new[:, None]], axis=1)
       for name, new in zip(('magnitudes', 'valid'), frame, strict=True)
@@ -136,18 +143,17 @@ class PhaseSearch(nn.Module):
     spectra = jnp.pad(state['spectra'], ((0, 0), (0, 1), (0, 0)))
     # The newest frame has no phase yet: it does not count in the first round.
     known = weight * (jnp.arange(self.lookahead + 1) < self.lookahead)[:, None]
-    spectra = self._agree(state, spectra, known, magnitudes)
-    spectra = jax.lax.fori_loop(
+    phase = self._agree(state, spectra, known)
+    phase = jax.lax.fori_loop(
       0,
       self.iterations,
-      lambda _, s: self._agree(state, s, weight, magnitudes),
-      spectra,
+      lambda _, p: self._agree(state, magnitudes * p, weight),
+      phase,
     )
-    signal = self._frames(spectra[:, :1])[:, 0] * valid[:, :1]
+    spectra = magnitudes * phase
     pad = lambda x: jnp.pad(x, ((0, 0), (0, self.hop)))
-    signal = pad(state['signal']) + signal
+    signal = pad(state['signal']) + self._frames(spectra[:, 0])
     weight = pad(state['weight']) + weight[:, 0]
-    done = signal[:, : self.hop] / jnp.maximum(weight[:, : self.hop], 1e-3)
     state = {
       'magnitudes': magnitudes[:, 1:],
       'valid': valid[:, 1:],
@@ -155,7 +161,7 @@ class PhaseSearch(nn.Module):
       'signal': signal[:, self.hop :],
       'weight': weight[:, self.hop :],
     }
-    return state, done
+    return state, phase[:, 0]
 
   @property
   def _window(self) -> np.ndarray:
@@ -164,8 +170,8 @@ class PhaseSearch(nn.Module):
   def _frames(self, spectra: Array) -> Array:
     return jnp.fft.irfft(spectra, self.window) * self._window
 
-  def _agree(self, state, spectra, weight, magnitudes):
-    """One round: the spectra of the sum of all frames, at the magnitudes."""
+  def _agree(self, state, spectra, weight):
+    """One round: the phase of the sum of all frames in each of them."""
     signal = self._overlap_add(self._frames(spectra), state['signal'])
     total = self._overlap_add(weight, state['weight'])
     signal /= jnp.maximum(total, _WEIGHT_FLOOR)
@@ -173,7 +179,7 @@ class PhaseSearch(nn.Module):
     spectra = jnp.fft.rfft(frames)
     # Where nothing sounds yet, phase 0.
     spectra += 1e-6
-    return magnitudes * spectra / jnp.abs(spectra)
+    return spectra / jnp.abs(spectra)
 
   def _overlap_add(self, frames: Array, tail: Array) -> Array:
     """Sums `[batch, frames, window]` and what is there already."""
@@ -263,13 +269,13 @@ class Network(nn.Module):
     valid = jnp.ones(magnitudes.shape[:2])
     if num_valid is not None:
       valid *= jnp.arange(valid.shape[1]) < num_valid * self.config.stack
-    return self.phase_search(magnitudes, valid)
+    return self.inverse_stft(*self.phase_search(magnitudes, valid))
 
   def reconstruct(self, latents: Array, waveform: Array) -> Array:
     """Maps latents to a waveform with the phase of the original.
 
-    This is what training compares with the original: the search for the phase
-    has no useful gradient.
+    This is what training compares with the original while the tokens change:
+    no search for a phase stands between them and the loss.
 
     Args:
       latents: float32 `[batch, time, stack * num_features]`.

@@ -9,7 +9,7 @@
 # on two cores; a GPU is used if jax finds one.
 #
 # Needs the extra [train], FluidSynth and a General MIDI soundfont (Debian and
-# Ubuntu: fluidsynth, fluid-soundfont-gm). CLIPS (2400), AUDIO_CLIPS (1200, for
+# Ubuntu: fluidsynth, fluid-soundfont-gm). CLIPS (1600), AUDIO_CLIPS (1200, for
 # the codec), PROCESSES (all cores), AUTOENCODER_STEPS, JOINT_STEPS,
 # DECODER_STEPS, SEMANTIC_STEPS, COARSE_STEPS and FINE_STEPS change its size;
 # with RENDERER=numpy it needs no FluidSynth. START=BUNDLE_DIR trains the stages
@@ -26,7 +26,7 @@ work=$(cd -- "$1" && pwd)
 bundle=${2:-$work/bundle}
 python=$root/.venv/bin/python
 [[ -x $python ]] || python=python
-clips=${CLIPS:-2400}
+clips=${CLIPS:-1600}
 audio_clips=${AUDIO_CLIPS:-1200}
 processes=${PROCESSES:-$(nproc)}
 renderer=${RENDERER:-fluidsynth}
@@ -59,7 +59,7 @@ if [[ ! -e $work/codec_fitted.safetensors ]]; then
     --gin.CODEC_WEIGHTS="'$work/codec_autoencoder/params.safetensors'" \
     --gin.OUTPUT="'$work/codec_fitted.safetensors'"
 fi
-train_codec joint "${JOINT_STEPS:-2500}" \
+train_codec joint "${JOINT_STEPS:-2000}" \
   --gin.CODEC_WEIGHTS="'$work/codec_fitted.safetensors'"
 # From here on the codes are final.
 codec=$work/codec_joint/params.safetensors
@@ -115,6 +115,7 @@ for file in sizes/bundled visual/scene codecs/spectrogram tokenizers/spectral \
 done
 "$python" -m v2meow_jax.bundles pack --out "$bundle" "${files[@]}" \
   --gin "coarse/stages.make.seconds = $coarse_seconds" \
+  --gin 'coarse/models.StageModel.temperature = 0.5' \
   --semantic "$work/semantic/params.safetensors" \
   --coarse "$work/coarse/params.safetensors" \
   --fine "$work/fine/params.safetensors" \

@@ -41,8 +41,8 @@ def test_generate_measures_every_phase(tiny_model, tmp_path, capsys):
   assert line['benchmark'] == 'generate'
   assert line['video'] == 'clip.mp4'
   assert line['music_seconds'] == 3.0
-  # 3 s at 25 Hz: one semantic token and 12 levels.
-  assert line['tokens'] == 75 * 13
+  # 3 s at 25 Hz: one semantic token and 8 levels.
+  assert line['tokens'] == 75 * 9
   assert list(line['phase_seconds']) == [*generate.PHASES]
   assert sum(line['phase_seconds'].values()) <= line['seconds']
   assert line['real_time_factor'] == pytest.approx(

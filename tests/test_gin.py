@@ -40,7 +40,7 @@ def recipe(
   stage,
   size='tiny',
   visual='scene',
-  codec='spectral',
+  codec='spectrogram',
   tokenizer='spectral',
   style='none',
   dataset='toy',

@@ -55,7 +55,7 @@ def test_generate_measures_every_phase(tiny_model, tmp_path, capsys):
     for name, seconds in line['seconds_per_step'].items()
   }
   assert steps == pytest.approx(
-    {'semantic': 75, 'coarse': 300, 'fine': 200}, rel=0.01
+    {'semantic': 75, 'coarse': 300, 'fine': 100}, rel=0.01
   )
 
 

@@ -12,8 +12,9 @@
 # Ubuntu: fluidsynth, fluid-soundfont-gm). CLIPS (1600), AUDIO_CLIPS (1200, for
 # the codec), PROCESSES (all cores), AUTOENCODER_STEPS, JOINT_STEPS,
 # DECODER_STEPS, SEMANTIC_STEPS, COARSE_STEPS and FINE_STEPS change its size;
-# with RENDERER=numpy it needs no FluidSynth. START=BUNDLE_DIR trains the stages
-# on from the weights of a model with the same codec and tokenizer.
+# with RENDERER=numpy it needs no FluidSynth. START=BUNDLE_DIR goes on from a
+# model: with its tokenizer and the tokens of its codec, it trains the stages and
+# the codec's decoder on.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -50,29 +51,35 @@ train_codec() {  # PHASE STEPS [GIN …]
     --gin.TRAIN_STEPS="$steps" --gin.EVAL_PERIOD=500 "$@"
 }
 
-train_codec autoencoder "${AUTOENCODER_STEPS:-4500}"
-step 'codec: codebooks'
-if [[ ! -e $work/codec_fitted.safetensors ]]; then
-  "$python" -m v2meow_jax.codecs.fit_quantizer \
-    --gin_file=codecs/spectrogram.gin --gin_file=codecs/fit_quantizer.gin \
-    --gin.MANIFESTS="('$manifest',)" \
-    --gin.CODEC_WEIGHTS="'$work/codec_autoencoder/params.safetensors'" \
-    --gin.OUTPUT="'$work/codec_fitted.safetensors'"
-fi
-train_codec joint "${JOINT_STEPS:-2000}" \
-  --gin.CODEC_WEIGHTS="'$work/codec_fitted.safetensors'"
-# From here on the codes are final.
-codec=$work/codec_joint/params.safetensors
+if [[ -n ${START:-} ]]; then
+  codec=$START/codec.safetensors
+  tokenizer=$START/tokenizer.safetensors
+else
+  train_codec autoencoder "${AUTOENCODER_STEPS:-4500}"
+  step 'codec: codebooks'
+  if [[ ! -e $work/codec_fitted.safetensors ]]; then
+    "$python" -m v2meow_jax.codecs.fit_quantizer \
+      --gin_file=codecs/spectrogram.gin --gin_file=codecs/fit_quantizer.gin \
+      --gin.MANIFESTS="('$manifest',)" \
+      --gin.CODEC_WEIGHTS="'$work/codec_autoencoder/params.safetensors'" \
+      --gin.OUTPUT="'$work/codec_fitted.safetensors'"
+  fi
+  train_codec joint "${JOINT_STEPS:-2000}" \
+    --gin.CODEC_WEIGHTS="'$work/codec_fitted.safetensors'"
+  # From here on the codes are final.
+  codec=$work/codec_joint/params.safetensors
+  tokenizer=$work/tokenizer.safetensors
 
-step 'semantic tokens'
-if [[ ! -e $work/tokenizer.safetensors ]]; then
-  "$python" -m v2meow_jax.tokenizers.kmeans --num_seconds 6000 \
-    --manifest "$manifest" --out "$work/tokenizer.safetensors"
+  step 'semantic tokens'
+  if [[ ! -e $tokenizer ]]; then
+    "$python" -m v2meow_jax.tokenizers.kmeans --num_seconds 6000 \
+      --manifest "$manifest" --out "$tokenizer"
+  fi
 fi
 
 step 'streams of every clip'
 "$python" -m v2meow_jax.cli prepare --toy "$clips" --out "$work/toy" --arrays \
-  --codec "$codec" --tokenizer "$work/tokenizer.safetensors" \
+  --codec "$codec" --tokenizer "$tokenizer" \
   --renderer "$renderer" --processes "$processes"
 
 train_stage() {  # STAGE STEPS BATCH_SIZE [GIN …]
@@ -120,5 +127,5 @@ done
   --coarse "$work/coarse/params.safetensors" \
   --fine "$work/fine/params.safetensors" \
   --codec "$work/codec_decoder/params.safetensors" \
-  --tokenizer "$work/tokenizer.safetensors" --card launch/bundled_card.md
+  --tokenizer "$tokenizer" --card launch/bundled_card.md
 echo "$bundle"

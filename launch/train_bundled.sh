@@ -24,7 +24,8 @@ if [[ $# -lt 1 || $1 == -h || $1 == --help ]]; then
 fi
 mkdir -p "$1"
 work=$(cd -- "$1" && pwd)
-bundle=${2:-$work/bundle}
+bundle=$(realpath -m -- "${2:-$work/bundle}")
+start=${START:+$(realpath -- "$START")}
 python=$root/.venv/bin/python
 [[ -x $python ]] || python=python
 clips=${CLIPS:-1600}
@@ -51,9 +52,9 @@ train_codec() {  # PHASE STEPS [GIN …]
     --gin.TRAIN_STEPS="$steps" --gin.EVAL_PERIOD=500 "$@"
 }
 
-if [[ -n ${START:-} ]]; then
-  codec=$START/codec.safetensors
-  tokenizer=$START/tokenizer.safetensors
+if [[ -n $start ]]; then
+  codec=$start/codec.safetensors
+  tokenizer=$start/tokenizer.safetensors
 else
   train_codec autoencoder "${AUTOENCODER_STEPS:-4500}"
   step 'codec: codebooks'
@@ -86,8 +87,8 @@ train_stage() {  # STAGE STEPS BATCH_SIZE [GIN …]
   local stage=$1 steps=$2 batch_size=$3
   shift 3
   step "stage: $stage"
-  if [[ -n ${START:-} ]]; then
-    set -- "$@" --gin.INITIAL_CHECKPOINT_PATH="'$START/$stage.safetensors'"
+  if [[ -n $start ]]; then
+    set -- "$@" --gin.INITIAL_CHECKPOINT_PATH="'$start/$stage.safetensors'"
   fi
   bash launch/train.sh "$stage" --size bundled --arrays "$work/toy" \
     --model_dir "$work/$stage" --gin.TRAIN_STEPS="$steps" \

@@ -1,6 +1,7 @@
 """Preparing data: parts, restart, bad clips, crashes, arrays, real media."""
 
 import dataclasses
+import inspect
 import json
 import pathlib
 import subprocess
@@ -17,6 +18,7 @@ from v2meow_jax import manifests
 from v2meow_jax import prepare
 from v2meow_jax import sources
 from v2meow_jax import weights
+from v2meow_jax.codecs import rvq
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -232,6 +234,40 @@ def model(tmp_path_factory):
     + pathlib.Path(short).read_text().split('seconds = 1.0\n')[1]
   )
   return folder
+
+
+def _versions(model, gin=''):
+  tiny = model / 'tiny.gin'
+  if gin:
+    tiny = model / 'other.gin'
+    tiny.write_text(f'{(model / "tiny.gin").read_text()}\n{gin}\n')
+  plan = extraction.make_plan(
+    ('scene', 'spectral_semantic', 'spectrogram', 'caption'),
+    model=str(model),
+    gin_files=(*extraction.GIN_FILES, str(tiny)),
+  )
+  return extraction.extractors(plan).versions
+
+
+def _differing(before, after):
+  assert set(before) == set(after)
+  return {name for name in before if before[name] != after[name]}
+
+
+def test_streams_are_made_again_where_their_code_changes(model, monkeypatch):
+  before = _versions(model)
+  assert _versions(model) == before
+  real = inspect.getsource
+  # What the codec's own module imports only; the tokenizer does not use it.
+  monkeypatch.setattr(
+    inspect, 'getsource', lambda module: real(module) + '#' * (module is rvq)
+  )
+  assert _differing(before, _versions(model)) == {'spectrogram'}
+
+
+def test_streams_are_made_again_where_the_network_changes(model):
+  other = _versions(model, 'spectrogram.Config.magnitude_power = 0.5')
+  assert _differing(_versions(model), other) == {'spectrogram'}
 
 
 def _flags(model, out):

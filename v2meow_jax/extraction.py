@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import sys
+import types
 from typing import Any
 import urllib.parse
 import zipfile
@@ -189,13 +190,37 @@ def extractors(plan: Plan) -> Extractors:
   )
 
 
+def _sources(cls: type) -> list[types.ModuleType]:
+  """The modules a class is made of, in a fixed order.
+
+  Its own and those of its base classes, and what these import from the folder
+  they lie in.
+  """
+  found = {}
+  todo = [sys.modules[base.__module__] for base in cls.__mro__]
+  while todo:
+    module = todo.pop()
+    name = module.__name__
+    if name in found or not name.startswith('v2meow_jax.'):
+      continue
+    found[name] = module
+    folder = name.rpartition('.')[0]
+    todo += [
+      imported
+      for imported in vars(module).values()
+      if inspect.ismodule(imported)
+      and imported.__name__.rpartition('.')[0] == folder
+    ]
+  return [found[name] for name in sorted(found)]
+
+
 def _version(extractor: Any) -> str:
   """Digest of the code and the weights of an extractor."""
   digest = hashlib.sha256()
-  for cls in type(extractor).__mro__:
-    if cls.__module__.startswith('v2meow_jax'):
-      digest.update(inspect.getsource(sys.modules[cls.__module__]).encode())
+  for module in _sources(type(extractor)):
+    digest.update(inspect.getsource(module).encode())
   digest.update(repr(extractor.spec).encode())
+  digest.update(repr(getattr(extractor, 'network', None)).encode())
   for name in ('params', 'variables'):
     flat = weights.flatten(getattr(extractor, name, {}))
     for key in sorted(flat):

@@ -22,9 +22,8 @@ import numpy as np
 
 from v2meow_jax import streams
 from v2meow_jax.codecs import base
-from v2meow_jax.codecs import convolutions
 from v2meow_jax.codecs import losses
-from v2meow_jax.codecs import spectral
+from v2meow_jax.codecs import spectra
 
 Array = jax.Array
 
@@ -34,36 +33,20 @@ _WEIGHT_FLOOR = 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  """Dimensions of the network.
+class Config(spectra.Config):
+  """Dimensions of the network, as `spectra.Config`, and of the phase search.
 
   Attributes:
-    window: samples per spectrum.
-    hop: samples between spectra; the codec's hop is `stack` times it.
-    stack: spectra, and so latents, per position of the codec.
-    width: features of a block.
-    expansion: width of a block's hidden layer over `width`.
-    kernel_size: positions that a block's convolution sees.
-    encoder_blocks: number of blocks.
-    decoder_blocks: number of blocks.
-    num_features: features of a latent; the quantiser sees `stack` times it.
-    magnitude_power: compression of the spectra that the encoder sees.
     lookahead: spectra that the search for the phase of one looks ahead.
     iterations: of that search.
+    momentum: of that search.
   """
 
-  window: int = 1280
-  hop: int = 320
-  stack: int = 2
-  width: int = 192
-  expansion: int = 3
-  kernel_size: int = 7
-  encoder_blocks: int = 2
   decoder_blocks: int = 5
   num_features: int = 32
-  magnitude_power: float = 0.4
   lookahead: int = 3
   iterations: int = 8
+  momentum: float = 1.0
 
 
 class PhaseSearch(nn.Module):
@@ -81,13 +64,17 @@ class PhaseSearch(nn.Module):
     window: samples per frame.
     hop: samples between frames.
     lookahead: frames behind a frame that are searched with it.
-    iterations: of the search per frame.
+    iterations: of the search per frame, at least 1.
+    momentum: share of the last change that is made once more in each iteration
+      (Perraudin, Balazs and Søndergaard, "A fast Griffin-Lim algorithm", 2013);
+      0 is RTISI-LA itself.
   """
 
   window: int
   hop: int
   lookahead: int
   iterations: int
+  momentum: float
 
   @nn.compact
   def __call__(self, magnitudes: Array, valid: Array) -> tuple[Array, Array]:
@@ -140,24 +127,29 @@ class PhaseSearch(nn.Module):
       for name, new in zip(('magnitudes', 'valid'), frame, strict=True)
     )
     weight = valid[..., None] * jnp.square(self._window)
-    spectra = jnp.pad(state['spectra'], ((0, 0), (0, 1), (0, 0)))
+    found = jnp.pad(state['spectra'], ((0, 0), (0, 1), (0, 0)))
     # The newest frame has no phase yet: it does not count in the first round.
     known = weight * (jnp.arange(self.lookahead + 1) < self.lookahead)[:, None]
-    phase = self._agree(state, spectra, known)
-    phase = jax.lax.fori_loop(
-      0,
-      self.iterations,
-      lambda _, p: self._agree(state, magnitudes * p, weight),
-      phase,
-    )
-    spectra = magnitudes * phase
+    first = self._agree(state, found, self._total(state, known))
+    total = self._total(state, weight)
+
+    def search(_, carry):
+      wanted, last = carry
+      agreed = self._agree(state, magnitudes * _phase(wanted), total)
+      # A step beyond where the frames agree: fewer rounds for the same.
+      return agreed + self.momentum * (agreed - last), agreed
+
+    first = self._agree(state, magnitudes * _phase(first), total)
+    wanted, _ = jax.lax.fori_loop(1, self.iterations, search, (first, first))
+    phase = _phase(wanted)
+    found = magnitudes * phase
     pad = lambda x: jnp.pad(x, ((0, 0), (0, self.hop)))
-    signal = pad(state['signal']) + self._frames(spectra[:, 0])
+    signal = pad(state['signal']) + self._frames(found[:, 0])
     weight = pad(state['weight']) + weight[:, 0]
     state = {
       'magnitudes': magnitudes[:, 1:],
       'valid': valid[:, 1:],
-      'spectra': spectra[:, 1:],
+      'spectra': found[:, 1:],
       'signal': signal[:, self.hop :],
       'weight': weight[:, self.hop :],
     }
@@ -167,34 +159,29 @@ class PhaseSearch(nn.Module):
   def _window(self) -> np.ndarray:
     return losses.hann_window(self.window)
 
-  def _frames(self, spectra: Array) -> Array:
-    return jnp.fft.irfft(spectra, self.window) * self._window
+  def _frames(self, spectrum: Array) -> Array:
+    return jnp.fft.irfft(spectrum, self.window) * self._window
 
-  def _agree(self, state, spectra, weight):
-    """One round: the phase of the sum of all frames in each of them."""
-    signal = self._overlap_add(self._frames(spectra), state['signal'])
-    total = self._overlap_add(weight, state['weight'])
-    signal /= jnp.maximum(total, _WEIGHT_FLOOR)
+  def _total(self, state, weight):
+    """Sum of all squared windows at each sample."""
+    total = spectra.overlap_add(weight, self.hop, state['weight'])
+    return jnp.maximum(total, _WEIGHT_FLOOR)
+
+  def _agree(self, state, found, total):
+    """Spectra of the sum of all frames in each of them."""
+    frames = self._frames(found)
+    signal = spectra.overlap_add(frames, self.hop, state['signal']) / total
     frames = losses.frame(signal, self.window, self.hop) * self._window
-    spectra = jnp.fft.rfft(frames)
-    # Where nothing sounds yet, phase 0.
-    spectra += 1e-6
-    return spectra / jnp.abs(spectra)
-
-  def _overlap_add(self, frames: Array, tail: Array) -> Array:
-    """Sums `[batch, frames, window]` and what is there already."""
-    batch, count, parts = *frames.shape[:2], self.window // self.hop
-    hops = frames.reshape(batch, count, parts, self.hop)
-    total = jnp.pad(
-      tail.reshape(batch, parts - 1, self.hop), ((0, 0), (0, count), (0, 0))
-    )
-    for part in range(parts):
-      after = parts - 1 - part
-      total += jnp.pad(hops[:, :, part], ((0, 0), (part, after), (0, 0)))
-    return total.reshape(batch, -1)
+    return jnp.fft.rfft(frames)
 
 
-class Network(nn.Module):
+def _phase(spectrum: Array) -> Array:
+  """Spectra of magnitude 1; where nothing sounds yet, phase 0."""
+  spectrum += 1e-6
+  return spectrum / jnp.abs(spectrum)
+
+
+class Network(spectra.Network):
   """Encoder and decoder; the quantiser stands between them, outside.
 
   Attributes:
@@ -204,24 +191,12 @@ class Network(nn.Module):
   config: Config = Config()
 
   def setup(self):
+    super().setup()
     c = self.config
-
-    def blocks(name, number):
-      return [
-        spectral.Block(c.expansion, c.kernel_size, name=f'{name}_{i}')
-        for i in range(number)
-      ]
-
-    self.encoder_in = nn.Dense(c.width)
-    self.encoder_blocks = blocks('encoder', c.encoder_blocks)
-    self.encoder_norm = nn.LayerNorm()
-    self.encoder_out = nn.Dense(c.num_features)
-    self.decoder_in = convolutions.CausalConv(c.width, 3)
-    self.decoder_blocks = blocks('decoder', c.decoder_blocks)
-    self.decoder_norm = nn.LayerNorm()
-    self.magnitude_head = nn.Dense(c.window // 2 + 1)
-    self.inverse_stft = spectral.InverseStft(c.window, c.hop)
-    self.phase_search = PhaseSearch(c.window, c.hop, c.lookahead, c.iterations)
+    self.magnitude_head = nn.Dense(self.num_bins)
+    self.phase_search = PhaseSearch(
+      c.window, c.hop, c.lookahead, c.iterations, c.momentum
+    )
 
   @property
   def delay(self) -> int:
@@ -233,26 +208,12 @@ class Network(nn.Module):
     """Encodes and decodes without quantiser; makes all parameters."""
     return self.reconstruct(self.encode(waveform), waveform)
 
-  def encode(self, waveform: Array) -> Array:
-    """Maps a waveform to latents.
-
-    Args:
-      waveform: float32 `[batch, time * hop]`.
-
-    Returns:
-      float32 `[batch, time, stack * num_features]`, mean square below 1.
-    """
-    c = self.config
-    size = losses.magnitude(self._spectra(waveform) / self._scale)
-    x = jnp.concatenate([size**c.magnitude_power, 0.2 * jnp.log(size)], axis=-1)
-    x = self.encoder_in(x)
-    for block in self.encoder_blocks:
-      x = block(x)
-    x = self.encoder_out(self.encoder_norm(x))
-    # A bound on the whole vector, as in `spectral.Network`.
-    x *= jax.lax.rsqrt(1.0 + jnp.square(x).mean(-1, keepdims=True))
-    # [batch, spectra, num_features] -> [batch, time, stack * num_features]
-    return x.reshape(x.shape[0], -1, c.stack * c.num_features)
+  def describe(self, spectrum: Array) -> Array:
+    """See `spectra.Network`: compressed magnitudes and loudness."""
+    size = losses.magnitude(spectrum)
+    return jnp.concatenate(
+      [size**self.config.magnitude_power, 0.2 * jnp.log(size)], axis=-1
+    )
 
   def decode(self, latents: Array, num_valid: Array | None = None) -> Array:
     """Maps latents to a waveform.
@@ -265,11 +226,10 @@ class Network(nn.Module):
     Returns:
       float32 `[batch, time * hop]`; `delay` samples late if chunk by chunk.
     """
-    magnitudes = self.magnitudes(latents)
-    valid = jnp.ones(magnitudes.shape[:2])
-    if num_valid is not None:
-      valid *= jnp.arange(valid.shape[1]) < num_valid * self.config.stack
-    return self.inverse_stft(*self.phase_search(magnitudes, valid))
+    valid = self.valid(latents, num_valid)
+    return self.inverse_stft(
+      *self.phase_search(self.magnitudes(latents), valid)
+    )
 
   def reconstruct(self, latents: Array, waveform: Array) -> Array:
     """Maps latents to a waveform with the phase of the original.
@@ -284,36 +244,16 @@ class Network(nn.Module):
     Returns:
       float32 `[batch, time * hop]`.
     """
-    spectra = self._spectra(waveform)
-    phase = spectra / losses.magnitude(spectra)
+    original = self.spectra(waveform)
+    phase = original / losses.magnitude(original)
     magnitudes = self.magnitudes(latents)
-    return self.inverse_stft(magnitudes * phase, jnp.ones(phase.shape[:2]))
+    return self.inverse_stft(magnitudes * phase, self.valid(latents, None))
 
   def magnitudes(self, latents: Array) -> Array:
-    """Maps latents to magnitudes, float32 `[batch, spectra, bins]`."""
-    c = self.config
-    # [batch, time, stack * num_features] -> [batch, spectra, num_features]
-    x = latents.reshape(latents.shape[0], -1, c.num_features)
-    x = self.decoder_in(x)
-    for block in self.decoder_blocks:
-      x = block(x)
-    x = self.magnitude_head(self.decoder_norm(x))
+    """Maps latents to magnitudes, float32 `[batch, spectra, num_bins]`."""
+    x = self.magnitude_head(self.decode_features(latents))
     # Bounded above: a wild latent must not become a wild sample.
-    return self._scale * jnp.exp(jnp.minimum(x - 3.0, 6.0))
-
-  @property
-  def _scale(self) -> float:
-    """Magnitude of a spectrum of white noise of RMS 1."""
-    window = losses.hann_window(self.config.window)
-    return float(np.sqrt(np.square(window).sum()))
-
-  def _spectra(self, waveform: Array) -> Array:
-    """Spectra of windowed frames, complex64 `[batch, spectra, bins]`."""
-    c = self.config
-    pad = (c.window - c.hop) // 2
-    padded = jnp.pad(waveform, ((0, 0), (pad, pad)))
-    window = losses.hann_window(c.window)
-    return jnp.fft.rfft(losses.frame(padded, c.window, c.hop) * window)
+    return self.scale * jnp.exp(jnp.minimum(x - 3.0, 6.0))
 
 
 class SpectrogramCodec(base.Codec):

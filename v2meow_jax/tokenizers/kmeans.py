@@ -21,6 +21,8 @@ import numpy as np
 Array = jax.Array
 
 _BLOCK = 4096  # points whose distances to all centres are held at once
+# k-means++ draws from so many of the points: its cost is clusters x points.
+_START_POINTS = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +157,9 @@ def fit_traced(
   Returns:
     float32 `[num_clusters, features]`.
   """
-  centres = _plus_plus(points, num_clusters, key)
+  # Every nth point: all of a long recording has a part.
+  stride = max(1, len(points) // max(_START_POINTS, num_clusters))
+  centres = _plus_plus(points[::stride], num_clusters, key)
   blocks, weights = _blocks(points, jnp)
   return jax.lax.fori_loop(
     0, num_steps, lambda _, c: _lloyd(blocks, weights, c)[0], centres
@@ -168,7 +172,6 @@ def fit(
   seed: int = 0,
   num_steps: int = 100,
   tolerance: float = 1e-4,
-  num_start_points: int = 20_000,
   progress: Callable[[int, float], None] | None = None,
 ) -> Fit:
   """Fits centres to points.
@@ -180,7 +183,6 @@ def fit(
     num_steps: most of Lloyd's steps.
     tolerance: stops where the inertia falls by less than this share and no
       centre is dead.
-    num_start_points: k-means++ draws from so many of the points.
     progress: called after each step with its number and the inertia.
 
   Returns:
@@ -202,7 +204,7 @@ def fit(
       'features of the training clips.'
     )
   order = np.random.default_rng(seed).permutation(len(points))
-  start = points[order[: max(num_start_points, num_clusters)]]
+  start = points[order[: max(_START_POINTS, num_clusters)]]
   centres = _plus_plus(start, num_clusters, jax.random.key(seed))
   blocks, weights = _blocks(points)
   last = np.inf

@@ -27,7 +27,7 @@ work=$(cd -- "$1" && pwd)
 bundle=$(realpath -m -- "${2:-$work/bundle}")
 start=${START:+$(realpath -- "$START")}
 python=$root/.venv/bin/python
-[[ -x $python ]] || python=python
+[[ -x $python ]] || python=python3
 clips=${CLIPS:-1600}
 audio_clips=${AUDIO_CLIPS:-1200}
 processes=${PROCESSES:-$(nproc)}
@@ -98,12 +98,23 @@ train_stage() {  # STAGE STEPS BATCH_SIZE [GIN …]
 }
 
 # Four trainings side by side, each on one core: with networks this small, two
-# threads for one of them cost more than they give.
+# threads for one of them cost more than they give. Each is a process group of
+# its own, and all stop where one fails or the script is stopped.
+jobs=()
+stop() {
+  for job in "${jobs[@]}"; do
+    kill -TERM -- "-$job" 2>/dev/null || true
+  done
+}
+trap stop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+set -m
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_cpu_multi_thread_eigen=false"
 coarse_seconds=5.0
 # Most videos come without a text.
 train_stage semantic "${SEMANTIC_STEPS:-2000}" 12 --gin.STYLE_DROPOUT=0.5 &
-jobs=($!)
+jobs+=($!)
 train_stage coarse "${COARSE_STEPS:-3000}" 8 \
   --gin.stages.make.seconds=$coarse_seconds &
 jobs+=($!)
@@ -111,8 +122,9 @@ train_stage fine "${FINE_STEPS:-1200}" 8 &
 jobs+=($!)
 train_codec decoder "${DECODER_STEPS:-3000}" --gin.CODEC_WEIGHTS="'$codec'" &
 jobs+=($!)
-for job in "${jobs[@]}"; do
-  wait "$job"
+set +m
+for _ in "${jobs[@]}"; do
+  wait -n
 done
 
 step 'bundle'

@@ -4,8 +4,11 @@ What they run is tested elsewhere; a real installation takes minutes.
 """
 
 import os
+import pathlib
 import shutil
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -180,3 +183,65 @@ def test_scripts_parse():
     assert 'set -euo pipefail' in script.read_text() or (
       script.name == 'environment.sh'
     )
+
+
+# Trainings that never end; one of them fails if it is told to.
+_TRAINER = """#!/usr/bin/env bash
+case "$*" in
+  *v2meow_jax.train*)
+    echo $$ >>"$CALLS"
+    [[ -z ${FAILS:-} || "$*" != *stages/fine.gin* ]] || exit 7
+    exec sleep 60
+    ;;
+esac
+"""
+
+
+def _wait_until(condition, seconds=20):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end
+    time.sleep(0.05)
+
+
+def _alive(pid):
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  # Where nobody waits for a process that has ended, it stays as a zombie.
+  state = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2]
+  return state.split()[0] != 'Z'
+
+
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM, None])
+def test_no_training_goes_on_alone(how, checkout, tmp_path):
+  binaries = tmp_path / 'binaries'
+  binaries.mkdir()
+  (binaries / 'python3').write_text(_TRAINER)
+  (binaries / 'python3').chmod(0o755)
+  start = tmp_path / 'start'
+  start.mkdir()
+  calls = tmp_path / 'calls'
+  calls.touch()
+  process = subprocess.Popen(
+    ['bash', checkout / 'launch' / 'train_bundled.sh', tmp_path / 'work'],
+    env={
+      **os.environ,
+      'PATH': f'{binaries}:{os.environ["PATH"]}',
+      'CALLS': str(calls),
+      'START': str(start),
+      'FAILS': '' if how else 'yes',
+    },
+    stderr=subprocess.PIPE,
+    start_new_session=True,
+  )
+  _wait_until(lambda: len(calls.read_text().split()) == 4)
+  pids = [int(pid) for pid in calls.read_text().split()]
+  if how:
+    assert all(map(_alive, pids))
+    os.kill(process.pid, how)
+  process.communicate(timeout=20)
+  assert process.returncode == ({None: 7}.get(how) or 128 + how)
+  _wait_until(lambda: not any(map(_alive, pids)))
+  assert not (tmp_path / 'work' / 'bundle').exists()

@@ -9,7 +9,7 @@ import pytest
 from tests.references import loudness as references
 from v2meow_jax import audio
 from v2meow_jax import errors
-from v2meow_jax import video
+from v2meow_jax import muxing
 
 
 def _sine(dbfs, seconds, rate=48000, hz=997.0):
@@ -281,7 +281,7 @@ def test_time_0_is_the_first_picture(tmp_path, sound, picture):
 
 def test_no_sound(tmp_path):
   path = str(tmp_path / 'a.mp4')
-  video.write_frames(path, np.zeros((2, 16, 16, 3), np.uint8), 10)
+  muxing.write_frames(path, np.zeros((2, 16, 16, 3), np.uint8), 10)
   with pytest.raises(errors.UserError) as e:
     audio.read(path)
   assert str(e.value) == (
@@ -295,7 +295,7 @@ def test_damaged_sound(tmp_path, rng, monkeypatch, capsys):
   samples = 0.1 * rng.standard_normal(32000).astype(np.float32)
   path = str(tmp_path / 'a.mp4')
   frames = np.zeros((20, 16, 16, 3), np.uint8)
-  video.write_frames(path, frames, 10, samples, 16000)
+  muxing.write_frames(path, frames, 10, samples, 16000)
   with av.open(path) as source:
     stream = source.streams.audio[0]
     packets = [(p.pos, p.size) for p in source.demux(stream) if p.size]

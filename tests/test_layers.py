@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from v2meow_jax import attention
 from v2meow_jax import layers
 
 
@@ -31,7 +32,7 @@ def naive_bucket(relative_position, bidirectional, num_buckets, max_distance):
 @pytest.mark.parametrize('sizes', [(32, 128), (16, 20), (128, 1024)])
 def test_relative_position_bucket_is_as_defined(bidirectional, sizes):
   places = np.arange(-1500, 1500)
-  found = layers.relative_position_bucket(places, bidirectional, *sizes)
+  found = attention.relative_position_bucket(places, bidirectional, *sizes)
   expected = [naive_bucket(p, bidirectional, *sizes) for p in places]
   np.testing.assert_array_equal(found, expected)
   assert found.min() == 0
@@ -47,7 +48,7 @@ def test_relative_position_bucket_is_that_of_t5x(bidirectional):
     places, bidirectional, 32, 128
   )
   np.testing.assert_array_equal(
-    layers.relative_position_bucket(places, bidirectional, 32, 128), expected
+    attention.relative_position_bucket(places, bidirectional, 32, 128), expected
   )
 
 
@@ -59,17 +60,17 @@ def importorskip_t5x(name):
 
 
 def test_biases_share_the_table_by_distance(rng):
-  module = layers.RelativePositionBiases(
+  module = attention.RelativePositionBiases(
     num_buckets=8, max_distance=16, num_heads=2, bidirectional=True
   )
   table = rng.standard_normal((2, 8), 'f4')
-  queries = np.array([0, 3, layers.UNTIMED], 'i4')
-  keys = np.array([5, 0, layers.UNTIMED, -20], 'i4')
+  queries = np.array([0, 3, attention.UNTIMED], 'i4')
+  keys = np.array([5, 0, attention.UNTIMED, -20], 'i4')
   bias = module.apply({'params': {'rel_embedding': table}}, queries, keys)
   assert bias.shape == (2, 3, 4)
   for i, query in enumerate(queries):
     for j, key in enumerate(keys):
-      untimed = layers.UNTIMED in (query, key)
+      untimed = attention.UNTIMED in (query, key)
       # Without time, the bucket of the farthest past: the last of its half.
       bucket = 3 if untimed else naive_bucket(int(key - query), True, 8, 16)
       np.testing.assert_array_equal(bias[:, i, j], table[:, bucket])
@@ -84,7 +85,7 @@ def naive_attention(query, key, value, bias, padding):
 def make_attention_arguments(rng):
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape, 'f4'))
   padding = np.zeros((2, 7), 'f4')
-  padding[1, 4:] = layers.MASK_VALUE
+  padding[1, 4:] = attention.MASK_VALUE
   return (
     draw(2, 3, 5, 4),
     draw(2, 3, 7, 4),
@@ -97,7 +98,7 @@ def make_attention_arguments(rng):
 def test_attention_equals_its_definition(rng):
   arguments = make_attention_arguments(rng)
   np.testing.assert_allclose(
-    layers.dot_product_attention(*arguments),
+    attention.dot_product_attention(*arguments),
     naive_attention(*arguments),
     atol=2e-6,
   )
@@ -111,15 +112,15 @@ def test_gradient_of_attention_equals_that_of_its_definition(rng):
     loss = lambda *parts: jnp.sum(function(*parts, arguments[4]) * weight)
     return jax.grad(loss, argnums=(0, 1, 2, 3))(*arguments[:4])
 
-  found = gradients(layers.dot_product_attention)
+  found = gradients(attention.dot_product_attention)
   for a, b in zip(found, gradients(naive_attention)):
     np.testing.assert_allclose(a, b, atol=5e-6)
 
 
 def test_query_without_any_key_is_finite(rng):
   query, key, value, bias, _ = make_attention_arguments(rng)
-  padding = jnp.full((2, 7), layers.MASK_VALUE)
-  output = layers.dot_product_attention(query, key, value, bias, padding)
+  padding = jnp.full((2, 7), attention.MASK_VALUE)
+  output = attention.dot_product_attention(query, key, value, bias, padding)
   np.testing.assert_allclose(
     output,
     jnp.broadcast_to(value.mean(2, keepdims=True), query.shape),
@@ -128,18 +129,18 @@ def test_query_without_any_key_is_finite(rng):
 
 
 def test_blocks_change_nothing(rng):
-  module = layers.Attention(num_heads=2, head_dim=4, embed_dim=8)
+  module = attention.Attention(num_heads=2, head_dim=4, embed_dim=8)
   x = rng.standard_normal((2, 10, 8), 'f4')
   bias = rng.standard_normal((2, 10, 10), 'f4')
   order = np.arange(10)
   # The first three see each other, the others what is before them.
   visible = (order[:, None] >= order) | (order < 3)
   visible[:3, 3:] = False
-  bias = jnp.where(visible, bias, layers.MASK_VALUE)
+  bias = jnp.where(visible, bias, attention.MASK_VALUE)
 
   def run(module, blocks):
     query, (key, value) = module.project_queries(x), module.project_memory(x)
-    biases = layers.split_blocks(bias, blocks)
+    biases = attention.split_blocks(bias, blocks)
     return module.attend(query, key, value, biases, None)
 
   whole = [(0, 10, 10)]
@@ -153,7 +154,7 @@ def test_blocks_change_nothing(rng):
 
 def test_attention_dropout_is_one_mask_for_all_queries(rng):
   # Values that are unit vectors make the output the weights themselves.
-  module = layers.Attention(
+  module = attention.Attention(
     num_heads=1, head_dim=6, embed_dim=6, dropout_rate=0.5
   )
   query = rng.standard_normal((1, 1, 4, 6), 'f4')
@@ -184,7 +185,7 @@ def test_attention_dropout_is_one_mask_for_all_queries(rng):
 
 
 def test_initial_kernels_are_as_wide_as_those_of_t5():
-  module = layers.Attention(num_heads=4, head_dim=16, embed_dim=64)
+  module = attention.Attention(num_heads=4, head_dim=16, embed_dim=64)
   init = lambda key: module.init(key, np.zeros((1, 1, 64), 'f4'), method=touch)
   touch = lambda module, x: (
     module.project_queries(x),
@@ -230,7 +231,7 @@ def test_unknown_activation_names_the_known_ones(rng):
 
 
 def test_locality_prefers_what_is_near_before_training():
-  biases = layers.RelativePositionBiases(
+  biases = attention.RelativePositionBiases(
     num_buckets=32,
     max_distance=128,
     num_heads=3,
@@ -238,7 +239,7 @@ def test_locality_prefers_what_is_near_before_training():
     locality=4.0,
   )
   queries = np.array([50])
-  keys = np.array([50, 51, 40, 120, layers.UNTIMED])
+  keys = np.array([50, 51, 40, 120, attention.UNTIMED])
   params = biases.init(jax.random.PRNGKey(0), queries, keys)
   bias = np.asarray(biases.apply(params, queries, keys))[:, 0]
   noise = 0.5  # T5's own initial table reaches 0.41: sqrt(6 / 35)

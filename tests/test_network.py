@@ -9,6 +9,7 @@ import pytest
 
 from tests import stage_examples
 from tests.golden import t5x
+from v2meow_jax import attention
 from v2meow_jax import layers
 from v2meow_jax import models
 from v2meow_jax import network
@@ -156,7 +157,7 @@ def test_streams_of_different_rates_line_up():
     [0, 2, 3, 4, 6, 8, 9, 10, 12, 14, 15, 16, 18, 20, 21, 22],
   )
   np.testing.assert_array_equal(place(stage_examples.CODES), np.arange(24))
-  np.testing.assert_array_equal(place(stage_examples.STYLE), layers.UNTIMED)
+  np.testing.assert_array_equal(place(stage_examples.STYLE), attention.UNTIMED)
   # Half a second into any of them is the same place.
   assert place(stage_examples.WORDS)[4] == place(stage_examples.CODES)[6] == 6
 
@@ -177,12 +178,12 @@ def test_bias_of_two_positions_follows_from_their_times(architecture):
   decoder = params['decoder']
   queries = network.positions(stage.target, stage)
   keys = network.input_positions(stage)
-  bucket = lambda distance, bidirectional: layers.relative_position_bucket(
+  bucket = lambda distance, bidirectional: attention.relative_position_bucket(
     np.array(distance), bidirectional, 16, 20
   )
   for i, query in enumerate(queries):
     for j, key in enumerate(keys):
-      distance = -(10**6) if key == layers.UNTIMED else key - query
+      distance = -(10**6) if key == attention.UNTIMED else key - query
       table = decoder['cross_relpos_bias']['rel_embedding']
       np.testing.assert_array_equal(
         cross_bias[:, i, j], table[:, bucket(distance, True)]
@@ -191,7 +192,7 @@ def test_bias_of_two_positions_follows_from_their_times(architecture):
       table = decoder['relpos_bias']['rel_embedding']
       expected = table[:, bucket(key - query, False)]
       np.testing.assert_array_equal(
-        bias[:, i, j], expected if j <= i else layers.MASK_VALUE
+        bias[:, i, j], expected if j <= i else attention.MASK_VALUE
       )
 
 

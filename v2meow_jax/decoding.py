@@ -15,6 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from v2meow_jax import attention
 from v2meow_jax import layers
 from v2meow_jax import network
 
@@ -173,7 +174,7 @@ def _step_layer(
 
 def _padding(mask: Array) -> Array:
   """float32 bias of padded keys, `[batch, 1, positions]`."""
-  return jnp.where(mask, 0.0, layers.MASK_VALUE)[:, None]
+  return jnp.where(mask, 0.0, attention.MASK_VALUE)[:, None]
 
 
 def decode(

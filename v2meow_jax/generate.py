@@ -23,6 +23,7 @@ from v2meow_jax import arrays
 from v2meow_jax import bundles
 from v2meow_jax import compilation_cache
 from v2meow_jax import errors
+from v2meow_jax import muxing
 from v2meow_jax import outputs
 from v2meow_jax import stages
 from v2meow_jax import video
@@ -91,7 +92,7 @@ class Music:
 
       audio.write_wav(path, self.waveform, self.sample_rate_hz)
       return path
-    return video.mux(
+    return muxing.mux(
       self.picture.path,
       self.waveform,
       self.sample_rate_hz,

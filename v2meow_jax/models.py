@@ -8,7 +8,6 @@ drives: `decode`. Nothing here imports T5X.
 
 from collections.abc import Mapping
 import functools
-import sys
 from typing import Any
 
 from flax import linen as nn
@@ -16,9 +15,9 @@ from flax import traverse_util
 from flax.linen import partitioning
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from v2meow_jax import decoding
+from v2meow_jax import losses
 from v2meow_jax import network
 from v2meow_jax import sampling
 from v2meow_jax import stages
@@ -231,14 +230,14 @@ class StageModel:
     """
     logits = self._logits(params, batch, dropout_rng)
     codes, weights = self._targets(batch)
-    cross_entropy, z_loss = _cross_entropy(
+    cross_entropy, z_loss = losses.cross_entropy(
       logits, codes, self._label_smoothing, self._z_loss
     )
     # [batch, time, levels] -> scalars
     total_z_loss = jnp.sum(z_loss * weights) / self._loss_normalizing_factor
     total = jnp.sum(cross_entropy * weights) / self._loss_normalizing_factor
     loss = total + total_z_loss
-    metrics = _metrics(
+    metrics = losses.token_metrics(
       loss, total_z_loss, cross_entropy + z_loss, logits, codes, weights
     )
     return loss, metrics
@@ -264,7 +263,7 @@ class StageModel:
       float32 `[batch, time, levels]`, the log-likelihood of each code.
     """
     codes, weights = self._targets(batch)
-    loss, _ = _cross_entropy(self._logits(params, batch), codes, 0.0, 0.0)
+    loss, _ = losses.cross_entropy(self._logits(params, batch), codes, 0.0, 0.0)
     token_scores = -loss * weights
     scores = jnp.sum(token_scores, axis=(1, 2))
     if return_intermediates:
@@ -494,102 +493,3 @@ class StageModel:
         f'expected [batch, 0 to {times - 1}, {levels}]. Pass codes of whole '
         'times and leave some to generate.'
       )
-
-
-def _cross_entropy(
-  logits: Array, codes: Array, label_smoothing: float, z_loss: float
-) -> tuple[Array, Array]:
-  """Cross entropy of each position against its smoothed label.
-
-  As T5X's: the entropy of the smoothed label is taken off, so that 0 can be
-  reached.
-
-  Args:
-    logits: float32 `[..., codes]`.
-    codes: int32 `[...]`; outside [0, codes) where there is nothing to predict.
-    label_smoothing: probability spread over the other codes.
-    z_loss: weight of the squared log of the normaliser.
-
-  Returns:
-    Cross entropy and z-loss, both float32 `[...]`.
-  """
-  num_codes = logits.shape[-1]
-  log_normalizer = jax.nn.logsumexp(logits, axis=-1)
-  # A comparison that XLA fuses into the sum; a gather is slow backwards.
-  is_code = jnp.arange(num_codes) == codes[..., None]
-  code_logit = jnp.sum(jnp.where(is_code, logits, 0), axis=-1)
-  if label_smoothing:
-    confidence = 1.0 - label_smoothing
-    low = label_smoothing / (num_codes - 1)
-    entropy = -(
-      confidence * np.log(confidence)
-      + (num_codes - 1) * low * np.log(low + 1e-20)
-    )
-    other_logits = jnp.sum(logits, axis=-1) - code_logit
-    expected_logit = confidence * code_logit + low * other_logits
-    loss = log_normalizer - expected_logit - entropy
-  else:
-    loss = log_normalizer - code_logit
-  return loss, z_loss * jnp.square(log_normalizer)
-
-
-def _metrics(
-  loss: Array,
-  z_loss: Array,
-  token_loss: Array,
-  logits: Array,
-  codes: Array,
-  weights: Array,
-) -> dict[str, Any]:
-  """Metrics of one batch, under T5X's names where it has one.
-
-  Args:
-    loss: float32 scalar, normalised sum.
-    z_loss: float32 scalar, the part of `loss` that is z-loss.
-    token_loss: float32 `[batch, time, levels]`.
-    logits: float32 `[batch, time, levels, codes]`.
-    codes: int32 `[batch, time, levels]`.
-    weights: float32 `[batch, time, levels]`.
-
-  Returns:
-    clu metrics by name.
-  """
-  from clu import metrics as clu_metrics  # only training needs clu
-
-  average = lambda total, count: clu_metrics.Average(
-    total=jnp.asarray(total, jnp.float32),
-    count=jnp.asarray(count, jnp.float32),
-  )
-  is_right = (jnp.argmax(logits, axis=-1) == codes) * weights
-  token_loss = token_loss * weights
-  num_tokens = jnp.sum(weights)
-  metrics = {
-    'accuracy': average(jnp.sum(is_right), num_tokens),
-    'loss_per_nonpadding_target_token': average(
-      jnp.sum(token_loss), num_tokens
-    ),
-    'nonpadding_fraction': average(num_tokens, weights.size),
-    'num_tokens': average(num_tokens, 1),
-  }
-  if codes.shape[-1] > 1:
-    for level in range(codes.shape[-1]):
-      count = jnp.sum(weights[..., level])
-      metrics[f'accuracy/level_{level}'] = average(
-        jnp.sum(is_right[..., level]), count
-      )
-      metrics[f'loss_per_token/level_{level}'] = average(
-        jnp.sum(token_loss[..., level]), count
-      )
-  # T5X's own metrics get the number of steps from its trainer by type, so
-  # that microbatches count as one; plain averages would halve the sums.
-  t5x_metrics = sys.modules.get('t5x.metrics')
-  if t5x_metrics is None:
-    metrics |= {'loss': average(loss, 1), 'z_loss': average(z_loss, 1)}
-  else:
-    speed = t5x_metrics.TimeRate.from_model_output(numerator=num_tokens)
-    metrics |= {
-      'loss': t5x_metrics.AveragePerStep(total=loss),
-      'z_loss': t5x_metrics.AveragePerStep(total=z_loss),
-      'timing/target_tokens_per_second': speed,
-    }
-  return metrics

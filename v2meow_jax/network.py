@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from v2meow_jax import attention
 from v2meow_jax import layers
 from v2meow_jax import stages
 
@@ -49,7 +50,7 @@ class Config:
       follow the picture in time. False is T5X: no bias in cross-attention,
       and in a decoder-only network the prefix lies before the target.
     relpos_locality: how much the biases prefer what is near before training,
-      see `layers.RelativePositionBiases`. With 0, as in T5X, a small network
+      see `attention.RelativePositionBiases`. With 0, as in T5X, a small network
       takes long to find out which moment of its inputs a position belongs to.
     dtype: dtype of activations; parameters and softmax of the loss are
       float32.
@@ -92,7 +93,7 @@ def positions(view: stages.View, stage: stages.Stage) -> np.ndarray:
     crop; `UNTIMED` for a once-per-clip stream.
   """
   if not view.spec.is_timed:
-    return np.full(1, layers.UNTIMED, np.int32)
+    return np.full(1, attention.UNTIMED, np.int32)
   seconds = np.arange(view.length(stage.seconds)) / view.rate_hz
   return np.round(seconds * stage.reference_rate_hz).astype(np.int32)
 
@@ -109,7 +110,7 @@ def prefix_length(stage: stages.Stage) -> int:
 
 
 def _causal_blocks(prefix: int, length: int) -> list[tuple[int, int, int]]:
-  """Blocks for `layers.split_blocks`: the prefix if any, then the target."""
+  """Blocks for `attention.split_blocks`: the prefix if any, then the target."""
   count = max(1, round((length - prefix) / _BLOCK_QUERIES))
   ends = np.linspace(prefix, length, count + 1).round().astype(int).tolist()
   # The prefix sees all of itself and nothing else.
@@ -192,7 +193,7 @@ class DecoderLayer(nn.Module):
     Args:
       x: `[batch, length, embed]`.
       biases: of the blocks of the positions computed, see
-        `layers.split_blocks`.
+        `attention.split_blocks`.
       mask: bool `[batch, length]`, False where a position is padding.
       encoded: `[batch, inputs, embed]`, output of the encoder.
       cross_bias: `[heads, length - start, inputs]`, or None.
@@ -204,21 +205,21 @@ class DecoderLayer(nn.Module):
       `[batch, length - start, embed]`, and the keys and values
       `[batch, heads, positions, depth]` of both attentions by name.
     """
-    attention = self.self_attention
+    attn = self.self_attention
     y = self.pre_self_attention_layer_norm(x)
-    query = attention.project_queries(y[:, start:])
-    key, value = attention.project_memory(y)
+    query = attn.project_queries(y[:, start:])
+    key, value = attn.project_memory(y)
     x = x[:, start:]
     memory = {'key': key, 'value': value}
-    y = attention.attend(query, key, value, biases, mask, deterministic)
+    y = attn.attend(query, key, value, biases, mask, deterministic)
     x += self.dropout(y, deterministic=deterministic)
 
     if self.has_encoder:
-      attention = self.encoder_decoder_attention
-      query = attention.project_queries(self.pre_cross_attention_layer_norm(x))
-      key, value = attention.project_memory(encoded)
+      attn = self.encoder_decoder_attention
+      query = attn.project_queries(self.pre_cross_attention_layer_norm(x))
+      key, value = attn.project_memory(encoded)
       memory |= {'cross_key': key, 'cross_value': value}
-      y = attention.attend(
+      y = attn.attend(
         query,
         key,
         value,
@@ -378,7 +379,7 @@ class Decoder(nn.Module):
       bias = self.relpos_bias(queries, queries)
     order = jnp.arange(bias.shape[-1])
     visible = (order[:, None] >= order) | (order < prefix)
-    return jnp.where(visible, bias, layers.MASK_VALUE), cross_bias
+    return jnp.where(visible, bias, attention.MASK_VALUE), cross_bias
 
   def __call__(
     self,
@@ -412,7 +413,7 @@ class Decoder(nn.Module):
       cross_bias = cross_bias[:, :length]
     mask = None if mask is None else mask != 0
     blocks = _causal_blocks(min(prefix_length(self.stage), length), length)
-    biases = layers.split_blocks(bias, blocks)
+    biases = attention.split_blocks(bias, blocks)
     memories = []
     for layer in self.layers[:-1]:
       x, memory = layer(
@@ -542,8 +543,8 @@ def _norm(cfg: Config) -> layers.LayerNorm:
   return layers.LayerNorm(cfg.embed_dim, cfg.dtype)
 
 
-def _attention(cfg: Config) -> layers.Attention:
-  return layers.Attention(
+def _attention(cfg: Config) -> attention.Attention:
+  return attention.Attention(
     num_heads=cfg.num_heads,
     head_dim=cfg.head_dim,
     embed_dim=cfg.embed_dim,
@@ -574,8 +575,8 @@ def _embedder(stage: stages.Stage, cfg: Config) -> layers.Embed:
 
 def _relative_positions(
   cfg: Config, bidirectional: bool
-) -> layers.RelativePositionBiases:
-  return layers.RelativePositionBiases(
+) -> attention.RelativePositionBiases:
+  return attention.RelativePositionBiases(
     num_buckets=cfg.num_buckets,
     max_distance=cfg.max_distance,
     num_heads=cfg.num_heads,

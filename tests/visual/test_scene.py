@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
+from v2meow_jax import muxing
 from v2meow_jax import streams
-from v2meow_jax import video
 from v2meow_jax.visual import base
 from v2meow_jax.visual import scene
 
@@ -384,7 +384,7 @@ def test_what_is_not_finite_is_refused():
 def test_extract_video(tmp_path, rng):
   frames = np.uint8(_pan(25, _texture(rng), 0.2, 0)).repeat(2, 1).repeat(2, 2)
   path = str(tmp_path / 'a.mp4')
-  video.write_frames(path, frames, 10)
+  muxing.write_frames(path, frames, 10)
   features, seconds = base.extract_video(scene.Scene(), path)
   assert features.shape == (25, len(scene.FEATURES))
   assert seconds == pytest.approx(2.5)

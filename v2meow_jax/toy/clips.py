@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import fractions
 import os
 import pathlib
 
-import av
 import numpy as np
 import soundfile
 
 from v2meow_jax import files
+from v2meow_jax import muxing
 from v2meow_jax.toy import attributes as attributes_lib
 from v2meow_jax.toy import captions
 from v2meow_jax.toy import effects
@@ -25,9 +24,6 @@ SAMPLE_RATE_HZ = 16000
 FRAME_RATE_HZ = 10.0
 FRAME_SIZE = (54, 96)
 SUFFIXES = ('.mp4', '.wav')
-_AAC_BITS_A_SECOND = 96000
-# Constant quality of H.264: 18 is hardly to be told from the original.
-_H264_QUALITY = '20'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,37 +155,13 @@ def write_clip(clip: Clip, path: str | os.PathLike):
       f'{path}: the clip has no picture, expected one in an MP4. Make the '
       'clip with a `frame_size`, or write a .wav.'
     )
-  with files.replace(os.fspath(path)) as temporary:
-    if suffix == '.wav':
-      soundfile.write(
-        temporary, clip.waveform, SAMPLE_RATE_HZ, 'PCM_16', format='WAV'
-      )
-    else:
-      _write_mp4(clip, temporary)
-
-
-def _write_mp4(clip: Clip, path: str):
-  height, width = clip.frames.shape[1:3]
-  rate = fractions.Fraction(clip.frame_rate_hz).limit_denominator(1001)
-  # Bit-exact: no version and no date in the file.
-  options = {'movflags': 'faststart', 'fflags': '+bitexact'}
-  with av.open(path, 'w', format='mp4', options=options) as container:
-    picture = container.add_stream('libx264', rate=rate)
-    picture.width, picture.height, picture.pix_fmt = width, height, 'yuv420p'
-    picture.options = {'crf': _H264_QUALITY, 'preset': 'veryfast'}
-    picture.codec_context.thread_count = 1
-    picture.codec_context.flags |= av.codec.context.Flags.bitexact
-    sound = container.add_stream('aac', rate=SAMPLE_RATE_HZ, layout='mono')
-    sound.bit_rate = _AAC_BITS_A_SECOND
-    sound.codec_context.flags |= av.codec.context.Flags.bitexact
-    for array in clip.frames:
-      frame = av.VideoFrame.from_ndarray(array, format='rgb24')
-      container.mux(picture.encode(frame))
-    container.mux(picture.encode())
-    frame = av.AudioFrame.from_ndarray(
-      np.ascontiguousarray(clip.waveform[None]), 'fltp', 'mono'
+  path = os.fspath(path)
+  if suffix == '.mp4':
+    muxing.write_frames(
+      path, clip.frames, clip.frame_rate_hz, clip.waveform, SAMPLE_RATE_HZ
     )
-    frame.sample_rate = SAMPLE_RATE_HZ
-    frame.pts = 0
-    container.mux(sound.encode(frame))
-    container.mux(sound.encode())
+    return
+  with files.replace(path) as temporary:
+    soundfile.write(
+      temporary, clip.waveform, SAMPLE_RATE_HZ, 'PCM_16', format='WAV'
+    )

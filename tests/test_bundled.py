@@ -8,6 +8,8 @@ from v2meow_jax import bundles
 from v2meow_jax import generate
 from v2meow_jax.codecs import losses
 from v2meow_jax.metrics import descriptors
+from v2meow_jax.metrics import rhythm
+from v2meow_jax.toy import attributes
 from v2meow_jax.toy import clips
 
 EXAMPLE = conftest.ROOT / 'data' / 'example.mp4'
@@ -51,6 +53,25 @@ def test_another_seed_makes_another_piece_of_the_same_length(music):
   # the length.
   assert len(again.tokens[semantic]) == 75
   assert np.mean(again.tokens[semantic] != other.tokens[semantic]) > 0.5
+
+
+def test_the_music_has_the_tempo_of_the_video(tmp_path):
+  model = generate.load('bundled')
+  wanted, heard = [], []
+  for index in (19, 39, 59, 79, 99, 119):  # of the test split
+    clip = clips.make_clip(0, index, 10.0, 'numpy')
+    assert attributes.split(index) == 'test'
+    path = tmp_path / f'{index}.mp4'
+    clips.write_clip(clip, path)
+    music = model.generate(path, seed=index)
+    found = descriptors.describe(music.waveform, music.sample_rate_hz)
+    wanted.append(clip.attributes.tempo_bpm)
+    heard.append(found.tempo_bpm)
+  is_right = rhythm.octave_error(heard, wanted) < np.log2(1.04)
+  assert is_right.mean() >= 0.6
+  # Held against another video, the same music is wrong.
+  of_another = rhythm.octave_error(heard, np.roll(wanted, 1)) < np.log2(1.04)
+  assert is_right.sum() > of_another.sum() + 1
 
 
 def test_codec_keeps_a_held_out_sound():

@@ -368,8 +368,17 @@ def _what(recipe: Recipe, part: str) -> str:
   return f'{inputs} to {stage.target.name}, {stage.seconds:g} s'
 
 
-def _read_part(path: pathlib.Path, part: str) -> Mapping:
-  """Reads weights from a safetensors file or a checkpoint of training."""
+def read_part(path: pathlib.Path, part: str) -> Mapping:
+  """Reads the weights of one part, float32.
+
+  Args:
+    path: a safetensors file, a checkpoint of training, or a folder of
+      checkpoints (the newest).
+    part: which: a stage, 'codec', 'style' or 'tokenizer'.
+
+  Raises:
+    UserError: they cannot be read.
+  """
   if path.suffix == _SUFFIX:
     return quantization.dequantize(weights.load_params(path))
   from v2meow_jax import checkpoints  # only training needs orbax
@@ -439,7 +448,7 @@ def main(argv: Sequence[str]) -> int:
     folder = save(
       args.out,
       args.gin_file,
-      {part: _read_part(path, part) for part, path in paths.items()},
+      {part: read_part(path, part) for part, path in paths.items()},
       args.gin,
       card=args.card.read_text() if args.card else '',
       dtype=args.dtype,

@@ -106,12 +106,13 @@ coarse_seconds=5.0
 short_seconds=2.4
 bindings=(
   --gin "coarse/stages.make.seconds = $coarse_seconds"
-  --gin 'coarse/models.StageModel.temperature = 0.5'
+  --gin 'semantic/models.StageModel.temperature = 0.9'
+  --gin 'coarse/models.StageModel.temperature = 0.6'
 )
 
-# First long crops, for how music goes on; then short ones, in which a token
-# follows from the picture more than from the music before it. Most videos come
-# without a text: the caption is left out of half of the examples.
+# First long crops, for how music goes on; then short ones, whose tokens have
+# less music before them and must follow from the picture. Most videos come
+# without a text: the caption is left out of many examples.
 train_semantic() {
   train_stage semantic semantic "${SEMANTIC_STEPS:-5000}" 12 2e-3 \
     "${start:+$start/semantic.safetensors}" --gin.STYLE_DROPOUT=0.5

@@ -389,6 +389,24 @@ def read_part(path: pathlib.Path, part: str) -> Mapping:
   return {'params': params, **checkpoints.load_mutables(path)}
 
 
+def add_gin_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that name what `read_recipe` reads."""
+  parser.add_argument(
+    '--gin_file',
+    metavar='FILE',
+    action='append',
+    required=True,
+    help='gin file; repeat it, gin/generate.gin last',
+  )
+  parser.add_argument(
+    '--gin',
+    metavar='BINDING',
+    action='append',
+    default=[],
+    help='a line of gin behind the files; repeat it',
+  )
+
+
 def main(argv: Sequence[str]) -> int:
   """`python -m v2meow_jax.bundles pack …`."""
   parser = argparse.ArgumentParser(
@@ -408,20 +426,7 @@ def main(argv: Sequence[str]) -> int:
   )
   add = pack.add_argument
   add('--out', metavar='DIR', required=True, help='folder to write')
-  add(
-    '--gin_file',
-    metavar='FILE',
-    action='append',
-    required=True,
-    help='gin file; repeat it, gin/generate.gin last',
-  )
-  add(
-    '--gin',
-    metavar='BINDING',
-    action='append',
-    default=[],
-    help='a line of gin behind the files; repeat it',
-  )
+  add_gin_flags(pack)
   for part in (*_PARTS, *_OPTIONAL_PARTS):
     add(
       f'--{part}',

@@ -122,20 +122,7 @@ def main(argv: Sequence[str]) -> int:
     allow_abbrev=False,
   )
   add = parser.add_argument
-  add(
-    '--gin_file',
-    metavar='FILE',
-    action='append',
-    required=True,
-    help='gin file; repeat it, gin/generate.gin last',
-  )
-  add(
-    '--gin',
-    metavar='BINDING',
-    action='append',
-    default=[],
-    help='a line of gin behind the files; repeat it',
-  )
+  bundles.add_gin_flags(parser)
   add(
     '--source',
     metavar='STAGE=PATH',

@@ -29,26 +29,20 @@ _EMBEDDING = 'token_embedder/embedding'
 _HEAD = 'logits_dense/kernel'
 
 
-def _blocks(
-  views: Sequence[stages.View], first: int
-) -> dict[tuple[str, int], slice]:
-  """Where the ids of each level of each stream lie, from `first` on."""
-  found = {}
-  for view in views:
-    for level in range(view.num_levels):
+def _ids(stage: stages.Stage, part: str) -> dict[tuple[str, int], slice]:
+  """Where the embedding or the head has each level of each stream."""
+  if part == _HEAD:
+    found, offsets = {}, [(stage.target, 0)]
+  else:
+    found = {('', 0): slice(0, vocabularies.FIRST_CODE_ID)}
+    offsets = [(v, stage.input_offset(v.name)) for v in stage.inputs]
+    offsets.append((stage.target, stage.target_offset))
+  for view, offset in offsets:
+    for level in range(view.num_levels if view.spec.is_discrete else 0):
+      first = offset + level * view.spec.num_codes
       codes = slice(first, first + view.spec.num_codes)
       found[view.name, view.first_level + level] = codes
-      first = codes.stop
   return found
-
-
-def _ids(stage: stages.Stage, part: str) -> dict[tuple[str, int], slice]:
-  """The ids that the embedding or the head of a stage knows."""
-  if part == _HEAD:
-    return _blocks((stage.target,), 0)
-  special = vocabularies.FIRST_CODE_ID
-  views = [v for v in (*stage.inputs, stage.target) if v.spec.is_discrete]
-  return {('', 0): slice(0, special)} | _blocks(views, special)
 
 
 def make(

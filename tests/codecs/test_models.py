@@ -17,10 +17,11 @@ from v2meow_jax.codecs import fit_quantizer
 from v2meow_jax.codecs import losses
 from v2meow_jax.codecs import models
 from v2meow_jax.codecs import rvq
+from v2meow_jax.codecs import spectra
 from v2meow_jax.codecs import spectral
 
 SPEC = streams.get('spectral')
-TINY = spectral.Config(
+TINY = spectra.Config(
   width=48,
   expansion=1,
   encoder_blocks=1,

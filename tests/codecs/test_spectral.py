@@ -18,7 +18,7 @@ from v2meow_jax.codecs import spectral
 from v2meow_jax.codecs import spectrogram
 from v2meow_jax.toy import clips
 
-TINY = spectral.Config(
+TINY = spectra.Config(
   width=8, expansion=1, encoder_blocks=1, decoder_blocks=2, num_features=4
 )
 TINY_SOUNDSTREAM = soundstream.Config(

@@ -3,8 +3,6 @@
 It keeps phase, and so the waveform itself.
 """
 
-import dataclasses
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,20 +14,14 @@ from v2meow_jax.codecs import spectra
 
 Array = jax.Array
 
-
-@dataclasses.dataclass(frozen=True)
-class Config(spectra.Config):
-  """Dimensions of the network, as `spectra.Config`."""
+_CONFIG = spectra.Config()
 
 
 class Network(spectra.Network):
   """Encoder and decoder; the quantiser stands between them, outside.
 
-  Attributes:
-    config: dimensions.
+  Attributes: see `spectra.Network`.
   """
-
-  config: Config = Config()
 
   def setup(self):
     super().setup()
@@ -85,5 +77,5 @@ class SpectralCodec(base.Codec):
   Attributes: see `base.Codec`.
   """
 
-  def __init__(self, variables: dict, config: Config = Config()):
+  def __init__(self, variables: dict, config: spectra.Config = _CONFIG):
     super().__init__(streams.get('spectral'), Network(config), variables)

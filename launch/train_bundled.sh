@@ -11,7 +11,7 @@
 # Needs the extra [train], FluidSynth and a General MIDI soundfont (Debian and
 # Ubuntu: fluidsynth, fluid-soundfont-gm). CLIPS (2400), AUDIO_CLIPS (1200, for
 # the codec), PROCESSES (all cores), AUTOENCODER_STEPS, JOINT_STEPS,
-# DECODER_STEPS, SEMANTIC_STEPS, SHORT_STEPS (of short crops), COARSE_STEPS and
+# DECODER_STEPS, UPPER_STEPS (of the codec's upper layer), SEMANTIC_STEPS, SHORT_STEPS (of short crops), COARSE_STEPS and
 # FINE_STEPS change its size; with RENDERER=numpy it needs no FluidSynth.
 # START=BUNDLE_DIR goes on from a model: with its tokenizer and the tokens of
 # its codec, it trains the stages and the codec's decoder on.
@@ -42,30 +42,35 @@ step 'toy music, for the codec and the tokens'
   --audio-only --renderer "$renderer" --processes "$processes"
 manifest=$work/audio/MANIFEST.csv
 
-train_codec() {  # PHASE STEPS [GIN …]
-  local phase=$1 steps=$2
-  shift 2
-  step "codec: $phase"
-  "$python" -m v2meow_jax.train --gin_file=codecs/spectrogram.gin \
+train_codec() {  # CODEC PHASE DIR STEPS [GIN …]
+  local codec=$1 phase=$2 dir=$3 steps=$4
+  shift 4
+  step "codec $codec: $phase"
+  "$python" -m v2meow_jax.train --gin_file="codecs/$codec.gin" \
     --gin_file=runs/train.gin --gin_file="codecs/train_$phase.gin" \
-    --gin.MODEL_DIR="'$work/codec_$phase'" --gin.MANIFESTS="('$manifest',)" \
+    --gin.MODEL_DIR="'$work/$dir'" --gin.MANIFESTS="('$manifest',)" \
     --gin.TRAIN_STEPS="$steps" --gin.EVAL_PERIOD=500 "$@"
+}
+
+fit_codebooks() {  # CODEC WEIGHTS OUTPUT [GIN …]
+  local codec=$1 from=$2 output=$3
+  shift 3
+  step "codec $codec: codebooks"
+  [[ -e $output ]] || "$python" -m v2meow_jax.codecs.fit_quantizer \
+    --gin_file="codecs/$codec.gin" --gin_file=codecs/fit_quantizer.gin \
+    --gin.MANIFESTS="('$manifest',)" --gin.CODEC_WEIGHTS="'$from'" \
+    --gin.OUTPUT="'$output'" "$@"
 }
 
 if [[ -n $start ]]; then
   codec=$start/codec.safetensors
   tokenizer=$start/tokenizer.safetensors
 else
-  train_codec autoencoder "${AUTOENCODER_STEPS:-4500}"
-  step 'codec: codebooks'
-  if [[ ! -e $work/codec_fitted.safetensors ]]; then
-    "$python" -m v2meow_jax.codecs.fit_quantizer \
-      --gin_file=codecs/spectrogram.gin --gin_file=codecs/fit_quantizer.gin \
-      --gin.MANIFESTS="('$manifest',)" \
-      --gin.CODEC_WEIGHTS="'$work/codec_autoencoder/params.safetensors'" \
-      --gin.OUTPUT="'$work/codec_fitted.safetensors'"
-  fi
-  train_codec joint "${JOINT_STEPS:-2000}" \
+  train_codec spectrogram autoencoder codec_autoencoder \
+    "${AUTOENCODER_STEPS:-4500}"
+  fit_codebooks spectrogram "$work/codec_autoencoder/params.safetensors" \
+    "$work/codec_fitted.safetensors"
+  train_codec spectrogram joint codec_joint "${JOINT_STEPS:-2000}" \
     --gin.CODEC_WEIGHTS="'$work/codec_fitted.safetensors'"
   # From here on the codes are final.
   codec=$work/codec_joint/params.safetensors
@@ -98,13 +103,14 @@ train_stage() {  # STAGE DIR STEPS BATCH_SIZE LEARNING_RATE START [GIN …]
 }
 
 files=()
-for file in sizes/bundled visual/scene codecs/spectrogram tokenizers/spectral \
+for file in sizes/bundled visual/scene codecs/layered tokenizers/spectral \
   style/caption generate; do
   files+=(--gin_file "gin/$file.gin")
 done
 coarse_seconds=5.0
 short_seconds=2.4
 bindings=(
+  --gin 'ACOUSTIC = "spectrogram"'
   --gin "coarse/stages.make.seconds = $coarse_seconds"
   --gin 'semantic/models.StageModel.temperature = 0.9'
   --gin 'coarse/models.StageModel.temperature = 0.6'
@@ -136,6 +142,24 @@ train_coarse_and_fine() {
   train_stage fine fine "${FINE_STEPS:-3000}" 8 2e-3 "$from"
 }
 
+# The stages write the lower layer's tokens; the upper layer is for the sound
+# that is given.
+train_decoders() {
+  train_codec spectrogram decoder codec_decoder "${DECODER_STEPS:-5000}" \
+    --gin.CODEC_WEIGHTS="'$codec'"
+  local below="--gin.BELOW_WEIGHTS='$work/codec_decoder/params.safetensors'"
+  local from=$codec
+  if [[ -z $start ]]; then
+    from=$work/upper_fitted.safetensors
+    train_codec layered autoencoder upper_autoencoder \
+      "${UPPER_STEPS:-6000}" "$below"
+    fit_codebooks layered "$work/upper_autoencoder/params.safetensors" \
+      "$from" "$below"
+  fi
+  train_codec layered decoder upper_decoder "${UPPER_STEPS:-6000}" \
+    --gin.CODEC_WEIGHTS="'$from'" "$below"
+}
+
 # Three trainings side by side, each on one core: with networks this small, two
 # threads for one of them cost more than they give. Each is a process group of
 # its own, and all stop where one fails or the script is stopped.
@@ -154,7 +178,7 @@ train_semantic &
 jobs+=($!)
 train_coarse_and_fine &
 jobs+=($!)
-train_codec decoder "${DECODER_STEPS:-5000}" --gin.CODEC_WEIGHTS="'$codec'" &
+train_decoders &
 jobs+=($!)
 set +m
 for _ in "${jobs[@]}"; do
@@ -166,6 +190,6 @@ step 'bundle'
   "${bindings[@]}" --semantic "$work/semantic_short/params.safetensors" \
   --coarse "$work/coarse/params.safetensors" \
   --fine "$work/fine/params.safetensors" \
-  --codec "$work/codec_decoder/params.safetensors" \
+  --codec "$work/upper_decoder/params.safetensors" \
   --tokenizer "$tokenizer" --card launch/bundled_card.md
 echo "$bundle"

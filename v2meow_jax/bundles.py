@@ -318,10 +318,12 @@ def _check(recipe: Recipe, part: str, params: Mapping) -> None:
   import jax
 
   if part == 'codec':
-    network = recipe.codec(params).network
-    waveform = jax.ShapeDtypeStruct((1, recipe.codec(params).hop), 'float32')
-    expected = jax.eval_shape(network.init, jax.random.key(0), waveform)
-    weights.check_params(expected['params'], params['params'])
+    layer = recipe.codec(params)
+    waveform = jax.ShapeDtypeStruct((1, layer.hop), 'float32')
+    while layer is not None:
+      expected = jax.eval_shape(layer.network.init, jax.random.key(0), waveform)
+      weights.check_params(expected['params'], layer.variables['params'])
+      layer = layer.below
   elif part == 'style' and recipe.style:
     recipe.style(params)
   elif part in stages.NAMES:

@@ -144,7 +144,9 @@ class Generator:
     from v2meow_jax import audio  # noqa: F401  imports SciPy: a second
 
     codec = self.bundle.codec
-    codes = np.zeros((1, 1, codec.spec.num_levels), np.int32)
+    target = self.bundle.models[-1].stage.target
+    num_levels = target.first_level + target.num_levels
+    codes = np.zeros((1, 1, num_levels), np.int32)
     for _ in codec.decode_chunks([codes]):
       pass
 
@@ -311,7 +313,7 @@ class Generator:
     """Makes the sound of acoustic tokens: float32 `[samples]`, normalised."""
     self._compiled['sound'].result()
     codec = self.bundle.codec
-    codes = tokens[codec.spec.name][np.newaxis]
+    codes = tokens[self.bundle.models[-1].stage.target.name][np.newaxis]
     num_samples = max(1, round(seconds * codec.sample_rate_hz))
     waveform = np.zeros(num_samples, np.float32)
     chunks = (

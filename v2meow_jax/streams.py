@@ -123,6 +123,14 @@ _ROWS = (
     num_levels=8,
     sample_rate_hz=16000,
   ),
+  # The levels of `spectrogram`, and 18 that keep the waveform.
+  StreamSpec(
+    'layered',
+    rate_hz=25,
+    num_codes=512,
+    num_levels=26,
+    sample_rate_hz=16000,
+  ),
 )
 STREAMS = {row.name: row for row in _ROWS}
 

@@ -29,18 +29,39 @@ class Codec:
     network: encoder and decoder.
     variables: `{'params': …, 'quantizer': {'codebooks': float32 [levels,
       codes, features]}}`.
+    below: codec of the first levels, which the codebooks lack (`layered.py`);
+      None where there is but one layer.
   """
 
-  def __init__(self, spec: streams.StreamSpec, network, variables: dict):
+  def __init__(
+    self,
+    spec: streams.StreamSpec,
+    network,
+    variables: dict,
+    below: 'Codec | None' = None,
+  ):
+    """Makes a codec.
+
+    Args:
+      spec: see above.
+      network: see above.
+      variables: see above.
+      below: see above.
+
+    Raises:
+      ValueError: the codebooks are those of other levels.
+    """
     codebooks = jnp.asarray(variables['quantizer']['codebooks'], jnp.float32)
-    if codebooks.shape[:2] != (spec.num_levels, spec.num_codes):
+    num_levels = spec.num_levels - (below.spec.num_levels if below else 0)
+    if codebooks.shape[:2] != (num_levels, spec.num_codes):
       raise ValueError(
         f'Codec `{spec.name}`: codebooks of shape {codebooks.shape}, '
-        f'expected [{spec.num_levels}, {spec.num_codes}, features]. Use '
+        f'expected [{num_levels}, {spec.num_codes}, features]. Use '
         'weights that were trained for this codec.'
       )
     self.spec = spec
     self.network = network
+    self.below = below
     self.variables = {
       'params': jax.tree.map(
         lambda x: jnp.asarray(x, jnp.float32), variables['params']
@@ -71,7 +92,7 @@ class Codec:
   @functools.cached_property
   def _decode_chunk(self):
     def decode(variables, stream, codes, num_valid):
-      latents = rvq.decode(codes, variables['quantizer']['codebooks'])
+      latents = self._dequantize(variables['quantizer'], codes)
       return self.network.apply(
         {'params': variables['params'], 'stream': stream},
         latents,
@@ -81,6 +102,32 @@ class Codec:
       )
 
     return jax.jit(decode)
+
+  def _dequantize(self, quantizer: dict, codes: Array) -> Array:
+    """What the network decodes, `[batch, time, features]`."""
+    return rvq.decode(codes, quantizer['codebooks'])
+
+  def latents(self, codes: Array) -> Array:
+    """What the network decodes.
+
+    Args:
+      codes: int32 `[batch, time, levels]`, 1 up to all levels.
+
+    Returns:
+      float32 `[batch, time, features]`.
+    """
+    return self._dequantize(self.variables['quantizer'], codes)
+
+  def quantize(self, waveform: Array) -> Array:
+    """Latents of the codes of a waveform; to be called under `jax.jit`.
+
+    Args:
+      waveform: float32 `[batch, time * hop]`.
+
+    Returns:
+      float32 `[batch, time, features]`.
+    """
+    return self.latents(self._encode(self.variables, waveform))
 
   def encode(self, waveform: Array) -> Array:
     """Encodes waveforms; the last position is padded with silence.

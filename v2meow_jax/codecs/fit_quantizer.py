@@ -22,6 +22,7 @@ from v2meow_jax import configs
 from v2meow_jax import streams
 from v2meow_jax import train
 from v2meow_jax import weights
+from v2meow_jax.codecs import base
 from v2meow_jax.codecs import rvq
 
 
@@ -35,6 +36,7 @@ def fit_quantizer(
   num_vectors: int = 100_000,
   iterations: int = 20,
   seed: int = 0,
+  below: base.Codec | None = None,
 ) -> None:
   """Adds codebooks, fitted to a trained autoencoder's latents, to its weights.
 
@@ -51,6 +53,7 @@ def fit_quantizer(
     num_vectors: latents to fit on.
     iterations: of k-means per level.
     seed: of the crops and of the k-means.
+    below: codec of the first levels (`layered.py`), which need no codebooks.
 
   Raises:
     errors.UserError: weights or audio cannot be read.
@@ -74,7 +77,7 @@ def fit_quantizer(
   codebooks = rvq.fit(
     jax.random.PRNGKey(seed),
     jnp.asarray(np.concatenate(vectors)[:num_vectors]),
-    spec.num_levels,
+    spec.num_levels - (below.spec.num_levels if below else 0),
     spec.num_codes,
     iterations,
   )

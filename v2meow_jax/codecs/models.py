@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from v2meow_jax import streams
 from v2meow_jax import weights
+from v2meow_jax.codecs import base
 from v2meow_jax.codecs import losses
 from v2meow_jax.codecs import rvq
 
@@ -46,6 +47,7 @@ class CodecModel:
     module,
     stream: str,
     phase: str,
+    below: base.Codec | None = None,
     optimizer_def=None,
     initial_weights: str | None = None,
     latent_noise: float = 0.1,
@@ -62,6 +64,7 @@ class CodecModel:
       module: the network.
       stream: name of the codec's row in streams.py.
       phase: one of `PHASES`.
+      below: codec of the first levels (`layered.py`); it stays what it is.
       optimizer_def: an optax transformation; kept for the trainer.
       initial_weights: safetensors file to start from; None for random ones.
       latent_noise: standard deviation of the noise on the latents, which
@@ -92,6 +95,10 @@ class CodecModel:
     self.spec = streams.get(stream)
     self.optimizer_def = optimizer_def
     self._phase = phase
+    self._below = below
+    self._num_levels = self.spec.num_levels
+    if below is not None:
+      self._num_levels -= below.spec.num_levels
     self._initial_weights = initial_weights
     self._latent_noise = latent_noise
     self._complex_weight = complex_weight
@@ -121,9 +128,11 @@ class CodecModel:
     shape = tuple(input_shapes['waveform'])
     waveform = jax.ShapeDtypeStruct((1, shape[1]), jnp.float32)
     latents = jax.eval_shape(self._init_latents, rng, waveform)
-    book = (self.spec.num_levels, self.spec.num_codes, latents.shape[-1])
+    book = (self._num_levels, self.spec.num_codes, latents.shape[-1])
     if self._initial_weights is not None:
       given = weights.load_params(self._initial_weights)
+      if self._below is not None:  # of its own training, or of both layers
+        given = given.get('upper', given)
       expected = {'params': jax.eval_shape(self._init, rng, waveform)}
       if self._phase != 'autoencoder' or 'quantizer' in given:
         expected['quantizer'] = {
@@ -193,11 +202,16 @@ class CodecModel:
   def export_variables(
     self, params: dict, flax_mutables: dict | None = None
   ) -> dict:
-    """Returns what the codec's weights file holds, for `base.Codec`."""
+    """Returns what the codec's weights file holds, for `base.Codec`.
+
+    Of two layers both, but after 'autoencoder', where codebooks still lack.
+    """
     variables = {'params': params}
     if flax_mutables:
       codebooks = flax_mutables['quantizer']['codebooks']
       variables['quantizer'] = {'codebooks': codebooks}
+      if self._below is not None:
+        return {**self._below.variables, 'upper': variables}
     return variables
 
   def _run(self, params, batch, rng, flax_mutables, training):
@@ -215,13 +229,16 @@ class CodecModel:
       latents, _, _ = rvq.quantize(
         jax.lax.stop_gradient(latents),
         quantizer['codebooks'],
-        self._num_levels(rng, waveform.shape[0], training),
+        self._draw_num_levels(rng, waveform.shape[0], training),
       )
     else:
       latents, commitment, quantizer = self._quantize_and_learn(
         latents, flax_mutables['quantizer'], rng, training
       )
       flax_mutables = {'quantizer': quantizer}
+    if self._below is not None:
+      below = jax.lax.stop_gradient(self._below.quantize(waveform))
+      latents = jnp.concatenate([below, latents], axis=-1)
     if self._phase == 'decoder':  # learns to make what is heard in the end
       estimate = self.module.apply(variables, latents, method='decode')
     else:
@@ -247,11 +264,11 @@ class CodecModel:
       return loss, metrics
     return loss, (metrics, flax_mutables)
 
-  def _num_levels(self, rng, batch, training):
+  def _draw_num_levels(self, rng, batch, training):
     if not training:
       return None
     return rvq.sample_num_levels(
-      rng, batch, self.spec.num_levels, self._full_probability
+      rng, batch, self._num_levels, self._full_probability
     )
 
   def _quantize_and_learn(self, latents, quantizer, rng, training):
@@ -270,7 +287,7 @@ class CodecModel:
           rvq.fit(
             rng_fit,
             vectors.reshape(-1, vectors.shape[-1]),
-            self.spec.num_levels,
+            self._num_levels,
             self.spec.num_codes,
             self._kmeans_iterations,
           )
@@ -278,7 +295,7 @@ class CodecModel:
         lambda: state,
       )
       fitted = jnp.ones_like(fitted)
-    num_levels = self._num_levels(rng, latents.shape[0], training)
+    num_levels = self._draw_num_levels(rng, latents.shape[0], training)
     quantised, codes, residuals = rvq.quantize(
       vectors, state.codebooks, num_levels
     )

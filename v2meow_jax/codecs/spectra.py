@@ -230,6 +230,18 @@ class Network(nn.Module):
     # [batch, spectra, num_features] -> [batch, time, stack * num_features]
     return x.reshape(x.shape[0], -1, c.stack * c.num_features)
 
+  def unstack(self, latents: Array) -> Array:
+    """Gives each spectrum its part of the latents.
+
+    Args:
+      latents: float32 `[batch, time, stack * num_features]`.
+
+    Returns:
+      float32 `[batch, spectra, num_features]`.
+    """
+    stack = self.config.stack
+    return latents.reshape(latents.shape[0], -1, latents.shape[2] // stack)
+
   def decode_features(self, latents: Array) -> Array:
     """What the heads of a decoder see.
 
@@ -239,9 +251,7 @@ class Network(nn.Module):
     Returns:
       float32 `[batch, spectra, width]`.
     """
-    # [batch, time, stack * num_features] -> [batch, spectra, num_features]
-    x = latents.reshape(latents.shape[0], -1, self.config.num_features)
-    x = self.decoder_in(x)
+    x = self.decoder_in(self.unstack(latents))
     for block in self.decoder_blocks:
       x = block(x)
     return self.decoder_norm(x)

@@ -223,6 +223,15 @@ def test_training_goes_on_from_a_whole_codec(trained):
   np.testing.assert_array_equal(
     variables['quantizer']['codebooks'], upper['quantizer']['codebooks']
   )
+  # And that of the lower layer from the same file.
+  model = models.CodecModel(
+    spectrogram.Network(toy.CODEC),
+    'spectrogram',
+    'decoder',
+    initial_weights=str(trained),
+  )
+  variables = model.get_initial_variables(jax.random.key(0), shapes)
+  weights.check_params(toy.codec_weights()['params'], variables['params'])
 
 
 def test_training_needs_the_layer_below():

@@ -66,7 +66,8 @@ class CodecModel:
       phase: one of `PHASES`.
       below: codec of the first levels (`layered.py`); it stays what it is.
       optimizer_def: an optax transformation; kept for the trainer.
-      initial_weights: safetensors file to start from; None for random ones.
+      initial_weights: safetensors file to start from, of this layer or, where
+        there are two, of both; None for random ones.
       latent_noise: standard deviation of the noise on the latents, which
         stands for the quantiser ('autoencoder').
       complex_weight: weight of the distance that sees phase.
@@ -131,8 +132,10 @@ class CodecModel:
     book = (self._num_levels, self.spec.num_codes, latents.shape[-1])
     if self._initial_weights is not None:
       given = weights.load_params(self._initial_weights)
-      if self._below is not None:  # of its own training, or of both layers
-        given = given.get('upper', given)
+      # A file of both layers serves the training of either.
+      upper = given.pop('upper', given)
+      if self._below is not None:
+        given = upper
       expected = {'params': jax.eval_shape(self._init, rng, waveform)}
       if self._phase != 'autoencoder' or 'quantizer' in given:
         expected['quantizer'] = {

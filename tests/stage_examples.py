@@ -122,11 +122,11 @@ def make_batch(stage: stages.Stage, inputs, masks, codes):
     x = inputs[view.name]
     if view.spec.is_discrete:
       offset = stage.input_offset(view.name)
-      x = vocabularies.flatten_levels(x, view.spec.num_codes, offset)
+      x = vocabularies.flatten_levels(x, view.level_ids, offset)
       x = np.where(masks[view.name] != 0, x, 0)
     features[view.name] = x
   targets = vocabularies.flatten_levels(
-    codes, stage.target.spec.num_codes, stage.target_offset
+    codes, stage.target.level_ids, stage.target_offset
   )
   weights = np.ones_like(targets)
   batch = {}

@@ -177,7 +177,7 @@ def test_bias_of_two_positions_follows_from_their_times(architecture):
     cross_bias, bias = bias[:, prefix:, :prefix], bias[:, prefix:, prefix:]
   decoder = params['decoder']
   queries = network.positions(stage.target, stage)
-  keys = network.input_positions(stage)
+  keys = network.input_positions(stage, model.config)
   bucket = lambda distance, bidirectional: attention.relative_position_bucket(
     np.array(distance), bidirectional, 16, 20
   )

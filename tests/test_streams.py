@@ -25,6 +25,8 @@ def test_paper_geometry():
     ) == row
   assert streams.get('soundstream').hop == 2 * 4 * 5 * 8
   assert streams.get('w2v_bert').hop == 640
+  shared = [s.name for s in streams.STREAMS.values() if s.shares_codebook]
+  assert shared == ['vit_vqgan']
 
 
 def test_every_row_is_either_features_or_codes():

@@ -8,7 +8,7 @@ from v2meow_jax import vocabularies
 
 def test_flatten_levels_is_time_major():
   codes = np.array([[0, 1], [2, 3]], np.int32)  # [time, level]
-  ids = vocabularies.flatten_levels(codes, num_codes=10, offset=100)
+  ids = vocabularies.flatten_levels(codes, level_ids=10, offset=100)
   np.testing.assert_array_equal(ids, [100, 111, 102, 113])
 
 
@@ -19,6 +19,15 @@ def test_unflatten_inverts_flatten(rng):
   assert ids.min() >= 12 and ids.max() < 12 + 4 * 7
   np.testing.assert_array_equal(
     vocabularies.unflatten_levels(ids, 4, 7, 12), codes
+  )
+
+
+def test_levels_that_share_a_codebook_share_ids(rng):
+  codes = rng.integers(0, 7, (2, 3, 4), np.int32)
+  ids = vocabularies.flatten_levels(codes, 0, 12)
+  np.testing.assert_array_equal(ids, codes.reshape(2, 12) + 12)
+  np.testing.assert_array_equal(
+    vocabularies.unflatten_levels(ids, 4, 0, 12), codes
   )
 
 

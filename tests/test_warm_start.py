@@ -37,6 +37,23 @@ def _params(model):
   return jax.tree.map(np.array, variables['params'])
 
 
+def test_a_codebook_that_levels_share_is_taken_over_once():
+  spec = streams.StreamSpec(
+    'tokens', 1, num_codes=5, num_levels=4, shares_codebook=True
+  )
+  tokens = stages.View(spec, 0, 4)
+  source, target = (
+    _model(stages.Stage('coarse', inputs, LOW, 2.0))
+    for inputs in ((tokens,), (stage_examples.SCENE, tokens))
+  )
+  given = _params(source)
+  made, share = warm_start.make(source, given, target, seed=1)
+  assert share < 1  # of the scene, nothing is known
+  table = lambda params: params['token_embedder']['embedding']
+  assert table(made).shape == (2 + 5 + 2 * 7, 8)
+  np.testing.assert_array_equal(table(made), table(given))
+
+
 def test_what_both_stages_know_is_taken_over():
   source, target = _model(COARSE), _model(FINE)
   given = _params(source)

@@ -251,9 +251,7 @@ def _ids(stage, view, clips, starts) -> np.ndarray:
   levels = slice(view.first_level, view.first_level + view.num_levels)
   ids = np.zeros((len(clips), view.length(stage.seconds)), np.int32)
   for row, crop in enumerate(_crops(stage, view, clips, starts)):
-    flat = vocabularies.flatten_levels(
-      crop[:, levels], view.spec.num_codes, offset
-    )
+    flat = vocabularies.flatten_levels(crop[:, levels], view.level_ids, offset)
     ids[row, : len(flat)] = flat
   return ids
 

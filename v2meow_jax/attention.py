@@ -2,15 +2,18 @@
 
 Parameter names, shapes and logical axis names are T5X's, as in layers.py. What
 differs is how it is computed: causal attention leaves out blocks of keys that
-no query of the block may see, and has a gradient of its own.
+no query of the block may see, and has a gradient of its own; attention of many
+positions (`BlockedBias`) never stores the weights of all pairs.
 """
 
 from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
+import flax
 from flax import linen as nn
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -217,6 +220,129 @@ def _attention_backward(residuals, gradient):
 dot_product_attention.defvjp(_attention_forward, _attention_backward)
 
 
+@flax.struct.dataclass
+class BlockedBias:
+  """The bias of all pairs, of which a block of queries is made at a time.
+
+  Positions at one place in time have the same biases: kept are those of the
+  pairs of places.
+
+  Attributes:
+    by_place: `[heads, places of queries, places of keys]`.
+    queries: int32 `[queries]`, the place of each query.
+    keys: int32 `[keys]`, the place of each key.
+    block: queries of a block.
+  """
+
+  by_place: Array
+  queries: Array
+  keys: Array
+  block: int = flax.struct.field(pytree_node=False)
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """`(heads, queries, keys)`, as of the whole bias."""
+    return (self.by_place.shape[0], len(self.queries), len(self.keys))
+
+  def rows(self) -> Array:
+    """Biases of each query and each place: `[queries, heads, places]`."""
+    return self.by_place[:, self.queries].swapaxes(0, 1)
+
+
+Bias = Array | BlockedBias
+
+
+def block_bias(
+  biases: Callable[[np.ndarray, np.ndarray], Array],
+  query_positions: np.ndarray,
+  key_positions: np.ndarray,
+  block: int,
+) -> BlockedBias:
+  """The bias of all pairs in blocks.
+
+  Args:
+    biases: maps int32 positions of queries and of keys to the biases of their
+      pairs, see `RelativePositionBiases`.
+    query_positions: int32 `[queries]`.
+    key_positions: int32 `[keys]`.
+    block: queries of a block.
+  """
+  query_places, queries = np.unique(query_positions, return_inverse=True)
+  key_places, keys = np.unique(key_positions, return_inverse=True)
+  return BlockedBias(
+    biases(query_places, key_places),
+    queries.astype(np.int32),
+    keys.astype(np.int32),
+    block,
+  )
+
+
+def cut_queries(bias: Bias | None, start: int, end: int | None) -> Bias | None:
+  """The bias of the queries from `start` to `end`."""
+  if isinstance(bias, BlockedBias):
+    return bias.replace(queries=bias.queries[start:end])
+  return None if bias is None else bias[:, start:end]
+
+
+def blockwise_attention(
+  query: Array, key: Array, value: Array, bias: BlockedBias, padding: Array
+) -> Array:
+  """`dot_product_attention`, one block of queries after the other.
+
+  Neither biases nor weights of more than a block of queries are in memory at
+  once; the backward pass makes those of each block again.
+
+  Args:
+    query: `[batch, heads, queries, depth]`; its dtype is that of the logits.
+    key: `[batch, heads, keys, depth]`, as `query`.
+    value: `[batch, heads, keys, depth]`; its dtype is that of the weights.
+    bias: added to the logits.
+    padding: `[batch, keys]`, added to the logits; has no gradient.
+
+  Returns:
+    `[batch, heads, queries, depth]`.
+  """
+  batch, heads, num_queries, depth = query.shape
+  block = min(bias.block, num_queries)
+  count = -(-num_queries // block)
+  room = count * block - num_queries
+  # -> [blocks, batch, heads, queries of a block, depth]
+  queries = jnp.pad(query, ((0, 0), (0, 0), (0, room), (0, 0)))
+  queries = queries.reshape(batch, heads, count, block, depth)
+  queries = queries.transpose(2, 0, 1, 3, 4)
+  places = jnp.pad(bias.queries, (0, room)).reshape(count, block)
+  num_places = bias.by_place.shape[2]
+  # float32, because their gradients add up over the blocks.
+  memory = [x.astype(jnp.float32) for x in (key, value, bias.by_place)]
+  is_at = jax.nn.one_hot(bias.keys, num_places, axis=0)  # [places, keys]
+
+  @functools.partial(jax.checkpoint, prevent_cse=False)
+  def attend(memory, xs):
+    wide_key, wide_value, by_place = memory
+    query, places = xs
+    # A product, because the gradient of indexing is slow; exact, as all but
+    # one of its terms are 0.
+    pairs = jnp.einsum(
+      'hqp,pk->hqk',
+      by_place[:, places],
+      is_at,
+      precision=lax.Precision.HIGHEST,
+    )
+    return dot_product_attention(
+      query,
+      wide_key.astype(key.dtype),
+      wide_value.astype(value.dtype),
+      pairs.astype(bias.by_place.dtype),
+      padding,
+    )
+
+  step = lambda _, xs: (None, attend(memory, xs))
+  _, outputs = lax.scan(step, None, (queries, places))
+  # [blocks, batch, heads, queries of a block, depth] -> [batch, heads, …]
+  outputs = outputs.transpose(1, 2, 0, 3, 4)
+  return outputs.reshape(batch, heads, -1, depth)[:, :, :num_queries]
+
+
 class Attention(nn.Module):
   """Multi-head attention with T5X's parameters.
 
@@ -280,7 +406,7 @@ class Attention(nn.Module):
     query: Array,
     key: Array,
     value: Array,
-    biases: Sequence[Array] | None,
+    biases: Sequence[Bias] | None,
     key_mask: Array | None,
     deterministic: bool = True,
   ) -> Array:
@@ -291,7 +417,8 @@ class Attention(nn.Module):
       key: `[batch, heads, keys, depth]`.
       value: `[batch, heads, keys, depth]`.
       biases: one `[heads, queries of the block, keys of the block]` per block
-        of queries, in order, see `split_blocks`; None for no bias.
+        of queries, in order, see `split_blocks`, or a `BlockedBias`; None for
+        no bias.
       key_mask: bool `[batch, keys]`, False where a key is padding.
       deterministic: whether to leave out dropout.
 
@@ -314,8 +441,10 @@ class Attention(nn.Module):
     start = 0
     for bias in biases:
       end, keys = start + bias.shape[1], slice(bias.shape[2])
+      is_blocked = isinstance(bias, BlockedBias)
+      attention = blockwise_attention if is_blocked else dot_product_attention
       outputs.append(
-        dot_product_attention(
+        attention(
           query[:, :, start:end],
           key[:, :, keys],
           value[:, :, keys],

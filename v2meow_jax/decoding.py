@@ -262,7 +262,7 @@ def decode(
       cross_bias = (
         cross_padding
         if cross_bias is None
-        else (cross_bias[None] + cross_padding)
+        else (cross_bias[:, cross_places][None] + cross_padding)
       )
     x = table[token].astype(cfg.dtype)
     filled_caches = []
@@ -286,10 +286,18 @@ def decode(
     return (token, filled_caches), (codes, collected)
 
   # [heads, queries, keys] -> [queries, heads, keys]: a step reads one row.
-  rows = lambda b: None if b is None else b[:, first:].swapaxes(0, 1)
+  cross_places = slice(None)
+  cross_bias = attention.cut_queries(cross_bias, first, None)
+  if isinstance(cross_bias, attention.BlockedBias):
+    # A row of places, and the place of each key.
+    cross_rows, cross_places = cross_bias.rows(), cross_bias.keys
+  else:
+    cross_rows = None if cross_bias is None else cross_bias.swapaxes(0, 1)
   steps = np.arange(length - first, dtype=np.int32)
   _, (codes, collected) = lax.scan(
-    step, (shifted[:, first], caches), (steps, rows(bias), rows(cross_bias))
+    step,
+    (shifted[:, first], caches),
+    (steps, bias[:, first:].swapaxes(0, 1), cross_rows),
   )
   # [steps, batch] -> [batch, steps]
   return codes.T, collected

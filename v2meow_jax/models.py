@@ -208,7 +208,7 @@ class StageModel:
     codes = vocabularies.unflatten_levels(
       batch['decoder_target_tokens'][:, prefix:],
       target.num_levels,
-      target.spec.num_codes,
+      target.level_ids,
       self.stage.target_offset,
     )
     weights = batch['decoder_loss_weights'][:, prefix:]
@@ -313,7 +313,7 @@ class StageModel:
     )
     target = self.stage.target
     ids = vocabularies.flatten_levels(
-      codes, target.spec.num_codes, self.stage.target_offset
+      codes, target.level_ids, self.stage.target_offset
     )
     return ids, {'scores': scores}
 
@@ -382,12 +382,12 @@ class StageModel:
       x = inputs[view.name]
       if view.spec.is_discrete:
         x = vocabularies.flatten_levels(
-          x, view.spec.num_codes, stage.input_offset(view.name)
+          x, view.level_ids, stage.input_offset(view.name)
         )
         x = jnp.where(input_masks[view.name] != 0, x, vocabularies.PAD_ID)
       ids[view.name] = x
     tokens = vocabularies.flatten_levels(
-      prompt, stage.target.spec.num_codes, stage.target_offset
+      prompt, stage.target.level_ids, stage.target_offset
     )
     if not self.module.has_encoder:
       prefix = [ids[view.name] for view in stage.inputs]

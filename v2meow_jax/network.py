@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from v2meow_jax import adaptors
 from v2meow_jax import attention
 from v2meow_jax import layers
 from v2meow_jax import stages
@@ -52,6 +53,12 @@ class Config:
     relpos_locality: how much the biases prefer what is near before training,
       see `attention.RelativePositionBiases`. With 0, as in T5X, a small network
       takes long to find out which moment of its inputs a position belongs to.
+    frame_positions: positions of the encoder that the tokens of one frame are
+      folded into; None keeps a position for each token. Of streams whose
+      levels share a codebook.
+    query_block: queries of one block of attention to the inputs, in encoder
+      and decoder, of which no more weights are in memory at once; None for all
+      at once. For long inputs, such as all tokens of frames.
     dtype: dtype of activations; parameters and softmax of the loss are
       float32.
     float32_attention_logits: whether attention logits are float32 in any case.
@@ -72,6 +79,8 @@ class Config:
   max_distance: int = 128
   cross_relpos_bias: bool = False
   relpos_locality: float = 0.0
+  frame_positions: int | None = 4
+  query_block: int | None = None
   dtype: DType = jnp.float32
   float32_attention_logits: bool = False
   remat: bool = False
@@ -94,13 +103,20 @@ def positions(view: stages.View, stage: stages.Stage) -> np.ndarray:
   """
   if not view.spec.is_timed:
     return np.full(1, attention.UNTIMED, np.int32)
-  seconds = np.arange(view.length(stage.seconds)) / view.rate_hz
+  order = np.arange(view.length(stage.seconds))
+  if view.spec.shares_codebook:
+    order //= view.num_levels  # the tokens of a frame are at its time
+  seconds = order / view.time_rate_hz
   return np.round(seconds * stage.reference_rate_hz).astype(np.int32)
 
 
-def input_positions(stage: stages.Stage) -> np.ndarray:
+def input_positions(stage: stages.Stage, config: Config) -> np.ndarray:
   """Place in time of each position of all inputs joined, see `positions`."""
-  return np.concatenate([positions(view, stage) for view in stage.inputs])
+  places = []
+  for view in stage.inputs:
+    count = adaptors.positions_per_time(view, config.frame_positions)
+    places.append(positions(view, stage)[:: view.num_levels // count])
+  return np.concatenate(places)
 
 
 def prefix_length(stage: stages.Stage) -> int:
@@ -136,7 +152,7 @@ class EncoderLayer(nn.Module):
     self.dropout = _dropout(cfg)
 
   def __call__(
-    self, x: Array, bias: Array, mask: Array, deterministic: bool
+    self, x: Array, bias: attention.Bias, mask: Array, deterministic: bool
   ) -> Array:
     """Maps `[batch, length, embed]` to the same shape.
 
@@ -183,7 +199,7 @@ class DecoderLayer(nn.Module):
     biases: Sequence[Array],
     mask: Array | None,
     encoded: Array | None,
-    cross_bias: Array | None,
+    cross_bias: attention.Bias | None,
     cross_mask: Array | None,
     start: int,
     deterministic: bool,
@@ -259,6 +275,14 @@ class Encoder(nn.Module):
           dtype=cfg.dtype,
         )
         setattr(self, f'{view.name}_projection', projection)
+      elif view.spec.shares_codebook:
+        adaptor = adaptors.FrameAdaptor(
+          view.num_levels,
+          adaptors.positions_per_time(view, cfg.frame_positions),
+          cfg.embed_dim,
+          cfg.dtype,
+        )
+        setattr(self, f'{view.name}_adaptor', adaptor)
     layer_class = EncoderLayer
     if cfg.remat:
       layer_class = nn.remat(EncoderLayer, static_argnums=(4,))
@@ -285,25 +309,28 @@ class Encoder(nn.Module):
     Returns:
       `[batch, inputs, embed]` and the joined mask, bool `[batch, inputs]`.
     """
-    parts = []
+    parts, part_masks = [], []
     for view in self.stage.inputs:
       x, mask = inputs[view.name], masks[view.name] != 0
-      if view.spec.is_discrete:
-        parts.append(self.token_embedder(jnp.where(mask, x, 0)))
-        continue
-      if not view.spec.is_timed:
-        x = x[:, None]  # [batch, features] -> [batch, 1, features]
-      x = jnp.where(mask[..., None], x, 0)
-      parts.append(getattr(self, f'{view.name}_projection')(x))
+      if view.spec.shares_codebook:
+        adapt = getattr(self, f'{view.name}_adaptor')
+        x, mask = adapt(x, mask, self.token_embedder.embedding)
+      elif view.spec.is_discrete:
+        x = self.token_embedder(jnp.where(mask, x, 0))
+      else:
+        if not view.spec.is_timed:
+          x = x[:, None]  # [batch, features] -> [batch, 1, features]
+        x = jnp.where(mask[..., None], x, 0)
+        x = getattr(self, f'{view.name}_projection')(x)
+      parts.append(x)
+      part_masks.append(mask)
     # [batch, positions, embed] each -> [batch, inputs, embed]
     x = jnp.concatenate(parts, axis=1)
     x = self.dropout(x, deterministic=deterministic)
     x = x.astype(self.config.dtype)
-    mask = jnp.concatenate(
-      [masks[view.name] != 0 for view in self.stage.inputs], axis=1
-    )
-    places = input_positions(self.stage)
-    bias = self.relpos_bias(places, places)
+    mask = jnp.concatenate(part_masks, axis=1)
+    places = input_positions(self.stage, self.config)
+    bias = _pair_biases(self.relpos_bias, places, places, self.config)
     for layer in self.layers:
       x = layer(x, bias, mask, deterministic)
     x = self.encoder_norm(x)
@@ -346,7 +373,7 @@ class Decoder(nn.Module):
       dtype=jnp.float32,  # for a stable softmax, as T5X
     )
 
-  def biases(self) -> tuple[Array, Array | None]:
+  def biases(self) -> tuple[Array, attention.Bias | None]:
     """Biases of the attention logits of all positions.
 
     Returns:
@@ -354,15 +381,23 @@ class Decoder(nn.Module):
       may not see a key, and `[heads, length, inputs]` of cross-attention or
       None.
     """
+    cfg = self.config
     places = positions(self.stage.target, self.stage)
-    inputs = input_positions(self.stage)
+    inputs = input_positions(self.stage, cfg)
     prefix = prefix_length(self.stage)
-    aligned = self.config.cross_relpos_bias
+    aligned = cfg.cross_relpos_bias
     cross_bias = None
     if not prefix:
       bias = self.relpos_bias(places, places)
       if aligned:
-        cross_bias = self.cross_relpos_bias(places, inputs)
+        cross_bias = _pair_biases(self.cross_relpos_bias, places, inputs, cfg)
+      elif cfg.query_block is not None:
+        # Blocks without a bias: all pairs are alike.
+        zero = lambda *_: jnp.zeros((cfg.num_heads, 1, 1), cfg.dtype)
+        nowhere = lambda x: np.zeros_like(x)
+        cross_bias = attention.block_bias(
+          zero, nowhere(places), nowhere(inputs), cfg.query_block
+        )
     elif aligned:
       queries = np.concatenate([inputs, places])
       bias = jnp.concatenate(
@@ -409,8 +444,7 @@ class Decoder(nn.Module):
     x = self.dropout(embedder(tokens), deterministic=deterministic)
     x = x.astype(self.config.dtype)
     bias, cross_bias = self.biases()
-    if cross_bias is not None:
-      cross_bias = cross_bias[:, :length]
+    cross_bias = attention.cut_queries(cross_bias, 0, length)
     mask = None if mask is None else mask != 0
     blocks = _causal_blocks(min(prefix_length(self.stage), length), length)
     biases = attention.split_blocks(bias, blocks)
@@ -422,8 +456,7 @@ class Decoder(nn.Module):
       memories.append(memory)
     # Of the last layer, only what is wanted.
     biases = [b for b, (first, _, _) in zip(biases, blocks) if first >= start]
-    if cross_bias is not None:
-      cross_bias = cross_bias[:, start:]
+    cross_bias = attention.cut_queries(cross_bias, start, None)
     x, memory = self.layers[-1](
       x, biases, mask, encoded, cross_bias, cross_mask, start, deterministic
     )
@@ -517,7 +550,9 @@ class Transformer(nn.Module):
     masks: Mapping[str, Array],
     tokens: Array,
     token_mask: Array,
-  ) -> tuple[list[dict[str, Array]], Array, Array | None, Array | None]:
+  ) -> tuple[
+    list[dict[str, Array]], Array, attention.Bias | None, Array | None
+  ]:
     """What decoding needs from the inputs and the first tokens, in one pass.
 
     Args:
@@ -537,6 +572,20 @@ class Transformer(nn.Module):
     _, memories = self.decoder(tokens, token_mask, encoded, cross_mask)
     bias, cross_bias = self.decoder.biases()
     return memories, bias, cross_bias, cross_mask
+
+
+def _pair_biases(
+  biases: attention.RelativePositionBiases,
+  query_positions: np.ndarray,
+  key_positions: np.ndarray,
+  cfg: Config,
+) -> attention.Bias:
+  """Biases of all pairs, in blocks where the config asks for them."""
+  if cfg.query_block is None:
+    return biases(query_positions, key_positions)
+  return attention.block_bias(
+    biases, query_positions, key_positions, cfg.query_block
+  )
 
 
 def _norm(cfg: Config) -> layers.LayerNorm:

@@ -125,7 +125,7 @@ def flatten(features: Features, stage: stages.Stage) -> Features:
         stage.target_offset if name == TARGETS else stage.input_offset(name)
       )
       ids = features[name] + vocabularies.level_offsets(
-        view.num_levels, view.spec.num_codes, offset
+        view.num_levels, view.level_ids, offset
       )
       # [time, levels] -> [time * levels]
       flat[name] = tf.reshape(ids, [-1])

@@ -39,14 +39,29 @@ class View:
     return self.spec.name
 
   @property
+  def num_blocks(self) -> int:
+    """Blocks of ids: one for each level, or one that all levels share."""
+    return 1 if self.spec.shares_codebook else self.num_levels
+
+  @property
+  def level_ids(self) -> int:
+    """Ids from one level's block to the next; 0 if all share a block."""
+    return 0 if self.spec.shares_codebook else self.spec.num_codes
+
+  @property
   def num_ids(self) -> int:
-    """Size of the block of ids; 0 for a continuous stream."""
-    return self.num_levels * self.spec.num_codes
+    """Ids of all blocks together; 0 for a continuous stream."""
+    return self.num_blocks * self.spec.num_codes
 
   @property
   def rate_hz(self) -> float | None:
     """Positions of the flat sequence a second; None once per clip."""
     return self.spec.rate_hz and self.spec.rate_hz * self.num_levels
+
+  @property
+  def time_rate_hz(self) -> float | None:
+    """Places in time a second: the tokens of one frame are at one place."""
+    return self.spec.rate_hz if self.spec.shares_codebook else self.rate_hz
 
   def length(self, seconds: float) -> int:
     """Positions of the flat sequence: time x levels, 1 once per clip."""
@@ -95,6 +110,18 @@ class Stage:
             f'`{view.name}` is continuous, expected tokens. Choose '
             f'{ENCODER_DECODER} or leave the stream out.'
           )
+        if view.spec.shares_codebook:
+          raise ValueError(
+            f'Stage `{self.name}` is {DECODER_ONLY} but its input '
+            f'`{view.name}` holds frames, {view.num_levels} tokens each, '
+            f'which an encoder reads. Choose {ENCODER_DECODER} or leave the '
+            'stream out.'
+          )
+    if self.target.spec.shares_codebook:
+      raise ValueError(
+        f'Stage `{self.name}`: its target `{self.target.name}` holds frames, '
+        'expected a stream with a codebook for each level. Choose another.'
+      )
     for view in (*self.inputs, self.target):
       view.length(self.seconds)  # raises where it is no whole number
 
@@ -129,7 +156,7 @@ class Stage:
   def reference_rate_hz(self) -> float:
     """Units of relative position a second: the finest grid of the stage."""
     views = (*self.inputs, self.target)
-    return float(max(v.rate_hz for v in views if v.spec.is_timed))
+    return float(max(v.time_rate_hz for v in views if v.spec.is_timed))
 
   @property
   def target_length(self) -> int:
@@ -160,9 +187,9 @@ def make(
   name: str,
   visual: Sequence[str] = (),
   style: str | None = None,
-  semantic: str = 'w2v_bert',
+  semantic: str | None = 'w2v_bert',
   acoustic: str = 'soundstream',
-  coarse_levels: int = 4,
+  coarse_levels: int | None = 4,
   seconds: float | None = None,
   architecture: str | None = None,
 ) -> Stage:
@@ -174,10 +201,13 @@ def make(
       the other levels).
     visual: names of the visual streams. A coarse stage without any is
       decoder-only.
-    style: name of the once-per-clip stream, or None.
-    semantic: name of the semantic stream.
+    style: name of the once-per-clip stream, or None. It conditions the first
+      stage of the cascade.
+    semantic: name of the semantic stream; None for a cascade without a
+      semantic stage, whose coarse stage sees visual and style instead.
     acoustic: name of the acoustic stream.
-    coarse_levels: levels that the coarse stage predicts.
+    coarse_levels: levels that the coarse stage predicts; None for all, in a
+      cascade without a fine stage.
     seconds: length of a crop; the paper's by default.
     architecture: the paper's by default: encoder-decoder where a continuous
       stream conditions, decoder-only otherwise.
@@ -193,22 +223,35 @@ def make(
       f'Unknown stage `{name}`, expected one of {", ".join(NAMES)}.'
     )
   acoustic_spec = streams.get(acoustic)
-  if not 0 < coarse_levels < acoustic_spec.num_levels:
+  if semantic is None and name == 'semantic':
+    raise ValueError(
+      'semantic is None, expected the stream that stage `semantic` predicts. '
+      'Set SEMANTIC, or train the coarse stage alone.'
+    )
+  if coarse_levels is None and name == 'fine':
+    raise ValueError(
+      'coarse_levels is None, which leaves stage `fine` nothing to predict, '
+      f'expected 1 to {acoustic_spec.num_levels - 1} for stream `{acoustic}`.'
+    )
+  if coarse_levels is None:
+    coarse_levels = acoustic_spec.num_levels
+  elif not 0 < coarse_levels < acoustic_spec.num_levels:
     raise ValueError(
       f'coarse_levels is {coarse_levels}, expected 1 to '
-      f'{acoustic_spec.num_levels - 1} for stream `{acoustic}`.'
+      f'{acoustic_spec.num_levels - 1} for stream `{acoustic}`, or None for '
+      'all.'
     )
   whole = lambda spec: View(spec, 0, spec.num_levels)
   seen = [whole(streams.get(v)) for v in visual]
   styles = [whole(streams.get(style))] if style else []
-  semantic_view = whole(streams.get(semantic))
+  heard = [whole(streams.get(semantic))] if semantic else []
   coarse_view = View(acoustic_spec, 0, coarse_levels)
   fine_view = View(
     acoustic_spec, coarse_levels, acoustic_spec.num_levels - coarse_levels
   )
   inputs, target = {
-    'semantic': ([*seen, *styles], semantic_view),
-    'coarse': ([*seen, semantic_view], coarse_view),
+    'semantic': ([*seen, *styles], *heard),
+    'coarse': ([*seen, *(heard or styles)], coarse_view),
     'fine': ([coarse_view], fine_view),
   }[name]
   if architecture is None:

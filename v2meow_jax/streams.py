@@ -23,6 +23,8 @@ class StreamSpec:
       of a frame.
     sample_rate_hz: samples a second of the waveform that the stream is made
       from, 0 for a stream of pictures or text.
+    shares_codebook: whether all levels are codes of one codebook, as the tokens
+      of a frame are; a residual quantiser has a codebook for each level.
   """
 
   name: str
@@ -31,6 +33,7 @@ class StreamSpec:
   num_codes: int = 0
   num_levels: int = 1
   sample_rate_hz: int = 0
+  shares_codebook: bool = False
 
   def __post_init__(self):
     if bool(self.num_features) == bool(self.num_codes):
@@ -91,7 +94,14 @@ _ROWS = (
   # Visual. The paper's three are at 1 Hz (V2Meow, Visual Feature Extraction).
   StreamSpec('clip', rate_hz=1, num_features=768),
   StreamSpec('i3d_flow', rate_hz=1, num_features=1024),
-  StreamSpec('vit_vqgan', rate_hz=1, num_codes=8192, num_levels=1024),
+  # 32 x 32 tokens a frame.
+  StreamSpec(
+    'vit_vqgan',
+    rate_hz=1,
+    num_codes=8192,
+    num_levels=1024,
+    shares_codebook=True,
+  ),
   StreamSpec('scene', rate_hz=10, num_features=64),
   # Style: one vector per clip, from music or from text.
   StreamSpec('mulan', rate_hz=None, num_features=128, sample_rate_hz=16000),

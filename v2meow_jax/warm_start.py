@@ -38,8 +38,8 @@ def _ids(stage: stages.Stage, part: str) -> dict[tuple[str, int], slice]:
     offsets = [(v, stage.input_offset(v.name)) for v in stage.inputs]
     offsets.append((stage.target, stage.target_offset))
   for view, offset in offsets:
-    for level in range(view.num_levels if view.spec.is_discrete else 0):
-      first = offset + level * view.spec.num_codes
+    for level in range(view.num_blocks if view.spec.is_discrete else 0):
+      first = offset + level * view.level_ids
       codes = slice(first, first + view.spec.num_codes)
       found[view.name, view.first_level + level] = codes
   return found

@@ -10,7 +10,9 @@ import tree
 
 from tests import toy
 from v2meow_jax import bundles
+from v2meow_jax import configs
 from v2meow_jax import errors
+from v2meow_jax import generate
 from v2meow_jax import quantization
 from v2meow_jax import stages
 from v2meow_jax import weights
@@ -56,6 +58,85 @@ def test_round_trip(made):
   assert bundle.style.spec.name == 'caption'
   assert [extractor.spec.name for extractor in bundle.visual] == ['scene']
   assert bundle.overlap == 0.5
+
+
+# The bindings of gin/README.md for a cascade without a semantic stage, and for
+# one without a fine stage.
+NO_SEMANTIC = [
+  'bundles.Recipe.semantic = None',
+  'coarse/stages.make.semantic = None',
+  'coarse/stages.make.visual = %VISUAL',
+]
+NO_FINE = [
+  'bundles.Recipe.fine = None',
+  'coarse/stages.make.coarse_levels = None',
+]
+
+
+def test_system_of_one_stage(tmp_path):
+  files = toy.gin_files(tmp_path, 'caption')
+  bindings = NO_SEMANTIC + NO_FINE
+  with bundles.read_recipe(files, bindings) as recipe:
+    params = toy.parts(recipe)
+  assert set(params) == {'coarse', 'codec'}
+  folder = bundles.save(tmp_path / 'one', files, params, bindings)
+  bundle = bundles.load(folder)
+  (model,) = bundle.models
+  assert [view.name for view in model.stage.inputs] == ['scene', 'caption']
+  assert model.stage.target.num_levels == 8
+  generator = generate.Generator(bundle)
+  features = {'scene': np.zeros((30, 64), np.float32)}
+  tokens = generator.generate_tokens(features, 3.0)
+  assert {name: x.shape for name, x in tokens.items()} == {
+    'spectrogram': (75, 8)
+  }
+  style = {'caption': np.ones(32, np.float32)}
+  for other in (style, {'scene': features['scene'] + 1}):
+    found = generator.generate_tokens(features | other, 3.0)
+    assert (found['spectrogram'] != tokens['spectrogram']).any()
+
+
+@pytest.mark.parametrize('missing', ['semantic', 'fine'])
+def test_system_without_a_stage(tmp_path, missing):
+  files = toy.gin_files(tmp_path)
+  bindings = {'semantic': NO_SEMANTIC, 'fine': NO_FINE}[missing]
+  with bundles.read_recipe(files, bindings) as recipe:
+    names = [model.stage.name for model in recipe.models]
+    assert names == [name for name in stages.NAMES if name != missing]
+    assert _message(recipe.model, missing) == (
+      f'The system has no stage `{missing}`, expected one of '
+      f'{", ".join(names)}. Leave it out, or bind bundles.Recipe.{missing}.'
+    )
+
+
+@pytest.mark.parametrize('binding', [NO_FINE[0], NO_FINE[1]])
+def test_every_level_is_made_once(tmp_path, binding):
+  files = toy.gin_files(tmp_path)
+  with pytest.raises(ValueError, match='^The stages make levels 0, 1, 2, 3'):
+    with bundles.read_recipe(files, [binding]):
+      pass
+
+
+@pytest.mark.parametrize(
+  'visual, stream',
+  [
+    ('clip', 'clip'),
+    ('i3d_flow', 'i3d_flow'),
+    ('vit_vqgan', 'vit_vqgan'),
+    ('clip_i3d_flow', 'clip'),
+    ('vit_vqgan_i3d_flow', 'vit_vqgan'),
+  ],
+)
+def test_streams_without_an_extractor(tmp_path, visual, stream):
+  files = [*toy.gin_files(tmp_path), f'visual/{visual}.gin']
+  with pytest.raises(ValueError) as error:
+    with bundles.read_recipe(files):
+      pass
+  assert configs.one_line(error.value) == (
+    f'Stage `semantic` needs stream `{stream}`, expected an extractor for it '
+    'or a stage that makes it. Add it to bundles.Recipe.visual, or use a file '
+    'of gin/visual whose EXTRACTORS make it.'
+  )
 
 
 def test_what_gin_binds_for_one_stage_is_kept(made, tmp_path):
@@ -164,7 +245,7 @@ def test_weights_of_another_network_are_not_written(made, tmp_path):
 
 def test_system_that_lacks_an_extractor(made, tmp_path):
   files, params, _ = made
-  with pytest.raises(ValueError, match='^The system sees nothing: '):
+  with pytest.raises(ValueError, match='^Stage `semantic` needs stream `scene'):
     bundles.save(tmp_path / 'new', files, params, ['EXTRACTORS = ()'])
 
 

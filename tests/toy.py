@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from v2meow_jax import bundles
-from v2meow_jax import stages
 from v2meow_jax.codecs import spectrogram
 
 # A whole system in seconds: tiny networks, windows of 2 s and 1 s.
@@ -70,15 +69,14 @@ def parts(recipe: bundles.Recipe, seed: int = 0) -> dict:
   """Random weights of all parts of the tiny system."""
   rng = np.random.default_rng(seed)
   made = {'codec': codec_weights(seed)}
-  for name in stages.NAMES:
-    model = getattr(recipe, name)
+  for model in recipe.models:
     shapes = jax.eval_shape(
       lambda key, model=model: model.get_initial_variables(
         key, model.feature_shapes(1)
       )['params'],
       jax.random.key(0),
     )
-    made[name] = _fill(shapes, rng, 0.5)
+    made[model.stage.name] = _fill(shapes, rng, 0.5)
   return made
 
 

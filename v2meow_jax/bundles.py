@@ -1,9 +1,10 @@
 """Bundles: a trained system in one folder.
 
   FOLDER/bundle.gin            networks, codec and visual features (`Recipe`)
-  FOLDER/<part>.safetensors    weights: semantic, coarse, fine, codec; style, if
-                               text is embedded by weights; and what else
-                               belongs to it, as the tokenizer it learnt from
+  FOLDER/<part>.safetensors    weights: semantic, coarse, fine (of these, the
+                               stages there are), codec; style, if text is
+                               embedded by weights; and what else belongs to
+                               it, as the tokenizer it learnt from
   FOLDER/CARD.md               what it is, what it was trained on, its licence
 
 `python -m v2meow_jax.bundles pack` makes one from checkpoints. Weights are
@@ -36,8 +37,9 @@ from v2meow_jax import weights
 GIN = 'bundle.gin'
 CARD = 'CARD.md'
 _SUFFIX = '.safetensors'
-_PARTS = (*stages.NAMES, 'codec')
-_OPTIONAL_PARTS = ('style', 'tokenizer')
+_PARTS = ('coarse', 'codec')
+# What a system may do without.
+_OPTIONAL_PARTS = ('semantic', 'fine', 'style', 'tokenizer')
 # Folders of the models that have a name; shipped inside the package.
 MODELS = {'bundled': pathlib.Path(__file__).resolve().parent / 'bundled'}
 
@@ -49,9 +51,10 @@ class Recipe:
   """What gin says about a system; gin/generate.gin binds it.
 
   Attributes:
-    semantic: model of the first stage (`models.StageModel`).
+    semantic: model of the first stage (`models.StageModel`); None for a
+      cascade without it.
     coarse: model of the second stage.
-    fine: model of the third stage.
+    fine: model of the third stage, or None.
     codec: makes the `codecs.base.Codec` from its weights.
     visual: extractors of the visual streams (`visual.base.Extractor`).
     style: makes the `embedders.base.Embedder` from its weights, {} if it has
@@ -59,9 +62,9 @@ class Recipe:
     overlap: part of a window that continues what the window before has made.
   """
 
-  semantic: Any
+  semantic: Any | None
   coarse: Any
-  fine: Any
+  fine: Any | None
   codec: Callable[[dict], Any]
   visual: Sequence[Any]
   style: Callable[[dict], Any] | None = None
@@ -73,11 +76,6 @@ class Recipe:
         f'overlap is {self.overlap}, expected above 0 and below 1. Set '
         'bundles.Recipe.overlap.'
       )
-    if not self.visual:
-      raise ValueError(
-        'The system sees nothing: bundles.Recipe.visual is empty, expected '
-        'at least one extractor. Add a file of gin/visual.'
-      )
     extracted = {extractor.spec.name for extractor in self.visual}
     made = {model.stage.target.name for model in self.models}
     for model in self.models:
@@ -86,13 +84,47 @@ class Recipe:
           raise ValueError(
             f'Stage `{model.stage.name}` needs stream `{view.name}`, expected '
             'an extractor for it or a stage that makes it. Add it to '
-            'bundles.Recipe.visual.'
+            'bundles.Recipe.visual, or use a file of gin/visual whose '
+            'EXTRACTORS make it.'
           )
+    if not self.visual:
+      raise ValueError(
+        'The system sees nothing: bundles.Recipe.visual is empty, expected '
+        'at least one extractor. Add a file of gin/visual.'
+      )
+    acoustic = [m.stage.target for m in (self.coarse, self.fine) if m]
+    levels = [
+      level
+      for view in acoustic
+      for level in range(view.first_level, view.first_level + view.num_levels)
+    ]
+    num_levels = acoustic[0].spec.num_levels
+    if levels != list(range(num_levels)):
+      raise ValueError(
+        f'The stages make levels {", ".join(map(str, levels))} of '
+        f'`{acoustic[0].name}`, expected 0 to {num_levels - 1}, each once. '
+        'Without a fine stage, set coarse/stages.make.coarse_levels = None.'
+      )
 
   @property
   def models(self) -> tuple[Any, ...]:
-    """The models of the three stages, in order."""
-    return (self.semantic, self.coarse, self.fine)
+    """The models of the stages that there are, in order."""
+    return tuple(m for m in (self.semantic, self.coarse, self.fine) if m)
+
+  def model(self, name: str) -> Any:
+    """The model of the stage `name`.
+
+    Raises:
+      UserError: the system has no such stage.
+    """
+    model = getattr(self, name)
+    if model is None:
+      raise errors.UserError(
+        f'The system has no stage `{name}`, expected one of '
+        f'{", ".join(m.stage.name for m in self.models)}. Leave it out, or '
+        f'bind bundles.Recipe.{name}.'
+      )
+    return model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +133,7 @@ class Bundle:
 
   Attributes:
     folder: where it is.
-    models: of the three stages, in order (`models.StageModel`).
+    models: of the stages, in order (`models.StageModel`).
     params: parameters of each stage by name, float32.
     visual: extractors of the visual streams.
     codec: with its weights.
@@ -168,7 +200,7 @@ def load(name_or_dir: str | os.PathLike = 'bundled') -> Bundle:
     return Bundle(
       folder=folder,
       models=recipe.models,
-      params={name: load_part(name) for name in stages.NAMES},
+      params={m.stage.name: load_part(m.stage.name) for m in recipe.models},
       visual=recipe.visual,
       codec=recipe.codec(load_part('codec')),
       style=style,
@@ -235,8 +267,8 @@ def save(
   Args:
     folder: where to write; replaced if it is a bundle already.
     files: gin files, as in gin/README.md, with gin/generate.gin.
-    params: weights of each part by name: the three stages, 'codec', 'style'
-      if it has any, and whatever else shall be kept with them.
+    params: weights of each part by name: the stages, 'codec', 'style' if it
+      has any, and whatever else shall be kept with them.
     bindings: gin bindings behind the files.
     card: the text of CARD.md; a table of the parts follows it.
     dtype: of the stored weights: 'float32', 'bfloat16', or 'int8' for the
@@ -256,13 +288,14 @@ def save(
       f'{folder}: is in use and no model, expected a new or an empty folder. '
       'Choose another.'
     )
-  missing = [part for part in _PARTS if part not in params]
-  if missing:
-    raise errors.UserError(
-      f'No weights of {", ".join(missing)}, expected those of '
-      f'{", ".join(_PARTS)}. Name a checkpoint for each.'
-    )
   with read_recipe(files, bindings) as recipe:
+    needed = [*(model.stage.name for model in recipe.models), 'codec']
+    missing = [part for part in needed if part not in params]
+    if missing:
+      raise errors.UserError(
+        f'No weights of {", ".join(missing)}, expected those of '
+        f'{", ".join(needed)}. Name a checkpoint for each.'
+      )
     for part in params:
       try:
         _check(recipe, part, params[part])
@@ -327,7 +360,7 @@ def _check(recipe: Recipe, part: str, params: Mapping) -> None:
   elif part == 'style' and recipe.style:
     recipe.style(params)
   elif part in stages.NAMES:
-    model = getattr(recipe, part)
+    model = recipe.model(part)
     expected = jax.eval_shape(
       lambda key: model.get_initial_variables(key, model.feature_shapes(1))[
         'params'
@@ -361,11 +394,11 @@ def _card(
 def _what(recipe: Recipe, part: str) -> str:
   if part not in stages.NAMES:
     return {
-      'codec': f'{recipe.fine.stage.target.name} to sound and back',
+      'codec': f'{recipe.models[-1].stage.target.name} to sound and back',
       'style': 'text to style',
-      'tokenizer': f'sound to {recipe.semantic.stage.target.name}',
+      'tokenizer': f'sound to {recipe.models[0].stage.target.name}',
     }.get(part, '')
-  stage = getattr(recipe, part).stage
+  stage = recipe.model(part).stage
   inputs = ' + '.join(view.name for view in stage.inputs)
   return f'{inputs} to {stage.target.name}, {stage.seconds:g} s'
 

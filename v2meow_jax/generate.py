@@ -246,7 +246,8 @@ class Generator:
 
     given = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
     rows = []
-    for i, model in enumerate(self.bundle.models):
+    for model in self.bundle.models:
+      i = model.stage.index  # a system may lack a stage
       row = model.options._replace(
         **{k: v[i] for k, v in given.items() if v is not None}
       )
@@ -273,7 +274,7 @@ class Generator:
     options: Sequence | None = None,
     progress: Progress = lambda phase, seconds: None,
   ) -> dict[str, np.ndarray]:
-    """Runs the three stages.
+    """Runs the stages.
 
     Args:
       features: float32 `[time, features]` of each visual stream by name, and

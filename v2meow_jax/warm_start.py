@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
     params = bundles.read_part(pathlib.Path(path), name)
     with bundles.read_recipe(args.gin_file, args.gin) as recipe:
       made, share = make(
-        getattr(recipe, name), params, getattr(recipe, args.target), args.seed
+        recipe.model(name), params, recipe.model(args.target), args.seed
       )
     weights.save_params(args.out, made)
   except (errors.UserError, OSError) as error:

@@ -193,6 +193,40 @@ def test_crop_of_decoder_only_stage():
   )
 
 
+def test_crop_of_frames_of_tokens(rng):
+  stage = make('coarse', visual=('vit_vqgan',), semantic=None)
+  clip = clip_of(1, 4.0)
+  frames = rng.integers(0, 8192, (4, 1024), np.int32)
+  clip['vit_vqgan'] = frames
+  example = features(stage, clip, 3)  # the last second, and one that is not
+  ids = example['encoder_vit_vqgan']
+  assert ids.shape == (2048,)
+  # One block of ids for all tokens, then those of the target.
+  np.testing.assert_array_equal(ids[:1024], 2 + frames[3])
+  assert not ids[1024:].any()
+  np.testing.assert_array_equal(
+    example['encoder_vit_vqgan_mask'], [1] * 1024 + [0] * 1024
+  )
+  codes = vocabularies.flatten_levels(clip['spectral'][75:, :4], 512, 2 + 8192)
+  np.testing.assert_array_equal(
+    example['decoder_target_tokens'], np.pad(codes, (0, 100))
+  )
+  # The first stage of the cascade: here is the style.
+  np.testing.assert_array_equal(example['encoder_caption'], clip['caption'])
+
+
+def test_crop_of_all_levels():
+  stage = make('coarse', visual=(), coarse_levels=None)
+  clip = clip_of(0, 3.0)
+  example = features(stage, clip, 10)  # at 0.4 s
+  ids = example['decoder_target_tokens']
+  assert ids.shape == (50 + 50 * 12,)
+  np.testing.assert_array_equal(
+    vocabularies.unflatten_levels(ids[50:], 12, 512, stage.target_offset),
+    clip['spectral'][10:60],
+  )
+
+
 def test_batches_are_aligned_crops(folder):
   stage = make('coarse', style=None)
   dataset = arrays.ArrayDataset(folder, stage, batch_size=8, seed=5)

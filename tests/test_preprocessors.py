@@ -179,13 +179,21 @@ def test_style_is_dropped_at_a_rate(rate, low, high):
         (bundled('coarse', seconds=2.0), 5.0, 3),
         (stages.make('coarse', semantic='spectral_semantic',
                      acoustic='spectral', seconds=2.0), 5.0, 11),
+        (stages.make('coarse', semantic='spectral_semantic', seconds=2.0,
+                     acoustic='spectral', coarse_levels=None), 5.0, 11),
+        # Without a semantic stage; frames of 1,024 tokens, one of them short.
+        (stages.make('coarse', visual=('vit_vqgan', 'scene'), style='caption',
+                     semantic=None, acoustic='spectral', seconds=2.0), 5.0, 2),
+        (stages.make('coarse', visual=('vit_vqgan',), semantic=None,
+                     acoustic='spectral', coarse_levels=None, seconds=2.0),
+         1.6, 0),
         (bundled('fine'), 5.0, 13),
         (bundled('fine'), 2.0, 0),
     ],
     ids=lambda x: x.name if isinstance(x, stages.Stage) else str(x),
 )  # fmt: skip
 def test_model_features_are_those_of_plain_arrays(stage, seconds, start):
-  made = clip(seconds)
+  made = clip(seconds) | clip(seconds, ['vit_vqgan'])
   expected = arrays.model_features(stage, [made], [start])
   ds = preprocessors.select(_dataset(made), stage=stage)
   ds = ds.map(lambda x: preprocessors.crop_at(x, stage, tf.constant(start)))

@@ -6,6 +6,7 @@ The numbers here are counted from the paper and from T5 1.1, not by the code.
 import dataclasses
 import functools
 import itertools
+import re
 
 import gin
 import jax
@@ -226,6 +227,28 @@ def test_all_layers(stage, size):
 def test_parameters_of_the_paper(variant, millions):
   stage, visual, style = variant
   assert round(count(stage, visual, 'base', style) / 1e6, 1) == millions
+
+
+def test_readme_shows_every_variant():
+  text = (configs.folder() / 'README.md').read_text()
+  text = text[text.index("## The paper's variants") :]
+  shown = re.findall(r'--gin_file=(\S+)', text)
+  assert shown == recipe('semantic', 'clip_i3d_flow', 'base', 'mulan')
+  rows = re.findall(r'^\|.*\| (`.*\.gin`) \| ([\d.]+) \|$', text, re.MULTILINE)
+  seen = set()
+  for files, millions in rows:
+    choice = {
+      'stages': 'semantic', 'visual': 'clip_i3d_flow', 'sizes': 'base',
+      'style': 'mulan', 'adaptors': 'fold',
+    } | dict(re.findall(r'`(\w+)/(\w+)\.gin`', files))  # fmt: skip
+    variant = tuple(choice.values())
+    parse(*variant)
+    assert f'{count(*variant) / 1e6:.1f}' == millions, variant
+    seen |= set(choice.items())
+  folder = configs.folder()
+  for axis in ('stages', 'visual', 'adaptors'):
+    made = {path.stem for path in (folder / axis).glob('*.gin')} - {'scene'}
+    assert {name for key, name in seen if key == axis} == made
 
 
 def test_axes_are_t5x_s():

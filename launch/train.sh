@@ -16,6 +16,8 @@
 #   --style NAME       file of gin/style (default: caption)
 #   --gin_file FILE    one more gin file, behind all others; may be repeated
 #   --gin.NAME=VALUE   sets one value, behind all files; may be repeated
+#   --dry_run          print the command and do not run it; what a run would
+#                      need and build is --gin.DRY_RUN=True
 #
 # Examples:
 #   bash launch/train.sh semantic --size tiny --arrays data/arrays \
@@ -37,15 +39,27 @@ fail() {
   exit 2
 }
 
+# Prints a string as gin reads it.
+quote() {
+  local text=${1//\\/\\\\}
+  printf "'%s'" "${text//\'/\\\'}"
+}
+
 stage='' model_dir='' arrays='' data_dir=''
 size=small dataset=toy visual=scene codec=spectrogram tokenizer=spectral
 style=caption
+dry_run=false
 more=()
 while [[ $# -gt 0 ]]; do
   case $1 in
     -h | --help)
       usage
       exit 0
+      ;;
+    --dry_run)
+      dry_run=true
+      shift
+      continue
       ;;
     --gin.*=* | --gin_file=* | --gin_search_paths=*)
       more+=("$1")
@@ -89,10 +103,16 @@ for file in "sizes/$size" "visual/$visual" "codecs/$codec" \
   "datasets/$road" "stages/$stage" runs/train; do
   files+=("--gin_file=$file.gin")
 done
-bindings=("--gin.MODEL_DIR='$model_dir'")
-[[ -z $arrays ]] || bindings+=("--gin.ARRAYS='$arrays'")
-[[ -z $data_dir ]] || bindings+=("--gin.DATA_DIR='$data_dir'")
+bindings=("--gin.MODEL_DIR=$(quote "$model_dir")")
+[[ -z $arrays ]] || bindings+=("--gin.ARRAYS=$(quote "$arrays")")
+[[ -z $data_dir ]] || bindings+=("--gin.DATA_DIR=$(quote "$data_dir")")
 
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-exec "$python" -m v2meow_jax.train \
-  "${files[@]}" "${bindings[@]}" ${more[@]+"${more[@]}"}
+command=("$python" -m v2meow_jax.train
+  "${files[@]}" "${bindings[@]}" ${more[@]+"${more[@]}"})
+if $dry_run; then
+  line=$(printf '%q ' "PYTHONPATH=$PYTHONPATH" "${command[@]}")
+  echo "${line% }"
+  exit 0
+fi
+exec "${command[@]}"

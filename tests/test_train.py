@@ -20,6 +20,7 @@ from v2meow_jax import arrays
 from v2meow_jax import checkpoints
 from v2meow_jax import errors
 from v2meow_jax import optimizers
+from v2meow_jax import progress
 from v2meow_jax import streams
 from v2meow_jax import train
 from v2meow_jax import weights
@@ -103,6 +104,44 @@ def test_resume_is_exact(tmp_path):
     for step in a:
       assert a[step]['loss'] == b[step]['loss']
       assert a[step]['accuracy'] == b[step]['accuracy']
+
+
+def test_what_it_is_made_of_stands_beside_the_checkpoints(tmp_path):
+  run(tmp_path, train_steps=10)
+  table = (tmp_path / 'parameters.txt').read_text()
+  assert table == (
+    '36 parameters:\n'
+    '  dense/bias: float32 [4]\n'
+    '  dense/kernel: float32 [8, 4]\n'
+  )
+  run(tmp_path)
+  (entry,) = json.loads((tmp_path / 'versions.json').read_text())
+  assert entry['step'] == 0
+  assert entry['versions']['jax'] == jax.__version__
+
+
+def test_listener_is_asked_at_each_evaluation(tmp_path, monkeypatch):
+  written = []
+  monkeypatch.setattr(
+    progress.MetricWriter,
+    'write_audio',
+    lambda self, *arguments: written.append(arguments),
+  )
+
+  class Listener:
+    sample_rate_hz = 8000
+
+    def open(self, model, batch_size, mesh):
+      assert batch_size == 16
+
+    def listen(self, training, batch):
+      assert batch.keys() >= {'x', 'y'}
+      return {'sample/0': int(training.state.step)}
+
+  run(tmp_path, listener=Listener())
+  assert written == [
+    (step, 'validation', {'sample/0': step}, 8000) for step in (10, 20)
+  ]
 
 
 def test_resume_drops_metrics_of_steps_done_again(tmp_path):

@@ -1,11 +1,12 @@
-"""TensorBoard files of scalars, written without TensorFlow.
+"""TensorBoard files of scalars and sounds, written without TensorFlow.
 
 An event file is a series of TFRecords, each a serialised `Event` message of
-TensorFlow's `event.proto`. Only the few fields that scalars need are written,
-so that every machine that can train can also show how it went.
+TensorFlow's `event.proto`. Only the few fields that these need are written, so
+that every machine that can train can also show how it went.
 """
 
 from collections.abc import Mapping
+import io
 import itertools
 import os
 import pathlib
@@ -13,11 +14,14 @@ import socket
 import struct
 import time
 
+import numpy as np
+import soundfile
+
 _files = itertools.count()  # several files may be opened in one second
 
 
 class EventWriter:
-  """Appends scalars to a new event file of a folder."""
+  """Appends scalars and sounds to a new event file of a folder."""
 
   def __init__(self, folder: str | os.PathLike, step: int = 0):
     """Opens the file.
@@ -52,6 +56,20 @@ class EventWriter:
     self._write(_bytes(5, summary), step)
     self._file.flush()
 
+  def write_audio(
+    self, step: int, sounds: Mapping[str, np.ndarray], sample_rate_hz: int
+  ) -> None:
+    """Writes mono waveforms by name, float32 `[samples]` in -1..1."""
+    summary = b''.join(
+      _bytes(1, _bytes(1, name.encode()) + _bytes(6, audio))
+      for name, audio in (
+        (name, _audio(waveform, sample_rate_hz))
+        for name, waveform in sounds.items()
+      )
+    )
+    self._write(_bytes(5, summary), step)
+    self._file.flush()
+
   def close(self) -> None:
     """Closes the file."""
     self._file.close()
@@ -60,6 +78,20 @@ class EventWriter:
     event = _double(1, time.time()) + _integer(2, step) + what
     length = struct.pack('<Q', len(event))
     self._file.write(length + _masked_crc(length) + event + _masked_crc(event))
+
+
+def _audio(waveform: np.ndarray, sample_rate_hz: int) -> bytes:
+  """An `Audio` message: 16 bits a sample, as WAV."""
+  file = io.BytesIO()
+  samples = np.clip(waveform, -1.0, 1.0)
+  soundfile.write(file, samples, sample_rate_hz, 'PCM_16', format='WAV')
+  return (
+    _float(1, sample_rate_hz)
+    + _integer(2, 1)
+    + _integer(3, len(samples))
+    + _bytes(4, file.getvalue())
+    + _bytes(5, b'audio/wav')
+  )
 
 
 def _varint(value: int) -> bytes:

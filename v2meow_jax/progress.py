@@ -10,6 +10,7 @@ import time
 
 from absl import logging
 import jax
+import numpy as np
 
 from v2meow_jax import events
 
@@ -51,11 +52,25 @@ class MetricWriter:
     )
     line = {'step': step, 'split': split, **values}
     self._file.write(json.dumps(line) + '\n')
+    self._events(split).write_scalars(step, values)
+
+  def write_audio(
+    self,
+    step: int,
+    split: str,
+    sounds: Mapping[str, np.ndarray],
+    sample_rate_hz: int,
+  ) -> None:
+    """Writes mono waveforms by name for TensorBoard, `[samples]` in -1..1."""
+    if self._file is not None and sounds:
+      self._events(split).write_audio(step, sounds, sample_rate_hz)
+
+  def _events(self, split: str) -> events.EventWriter:
     if split not in self._event_writers:
       self._event_writers[split] = events.EventWriter(
         self._model_dir / split, self._step
       )
-    self._event_writers[split].write_scalars(step, values)
+    return self._event_writers[split]
 
   def __enter__(self) -> 'MetricWriter':
     return self

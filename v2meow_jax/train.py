@@ -24,21 +24,22 @@ from typing import Any
 
 from absl import flags
 from absl import logging
-import flax
 from flax import linen as nn
 import gin
 import jax
-import numpy as np
 import optax
 
 from v2meow_jax import checkpoints
 from v2meow_jax import compilation_cache
 from v2meow_jax import configs
 from v2meow_jax import errors
+from v2meow_jax import listening
 from v2meow_jax import partitioning
 from v2meow_jax import prefetching
 from v2meow_jax import progress
+from v2meow_jax import summaries
 from v2meow_jax import trainer
+from v2meow_jax import versions
 from v2meow_jax import weights
 
 Batch = Mapping[str, Any]
@@ -52,12 +53,12 @@ class Result:
   """How a training ended.
 
   Attributes:
-    state: the state after the last step.
+    state: the state after the last step; None after a dry run.
     step: steps done.
     signal: number of the signal that stopped it early; None at the end.
   """
 
-  state: checkpoints.TrainState
+  state: checkpoints.TrainState | None
   step: int
   signal: int | None
 
@@ -82,6 +83,8 @@ def train(
   export_path: str | None = None,
   mesh_shape: Sequence[int] = (-1, 1),
   logical_axis_rules: Sequence[tuple[str, str | None]] = partitioning.RULES,
+  dry_run: bool | str = False,
+  listener: listening.Listener | None = None,
 ) -> Result:
   """Trains a model from its newest checkpoint, or from the beginning.
 
@@ -109,6 +112,10 @@ def train(
       end; `model_dir`/params.safetensors if None, nowhere if ''.
     mesh_shape: devices along 'data' and 'model'; -1 for the rest.
     logical_axis_rules: logical axis to mesh axis.
+    dry_run: whether to build everything, print what it is to stdout and stop,
+      without a change to `model_dir`; 'shapes' does not compile the step, and
+      leaves the activations out of the estimate of memory.
+    listener: lets the model be heard in TensorBoard at each evaluation.
 
   Returns:
     The final state, the steps done and the signal that stopped it, if any.
@@ -120,7 +127,8 @@ def train(
     raise errors.UserError(
       f'TRAIN_STEPS is {train_steps}, expected at least 1.'
     )
-  model_dir = _make_folder(model_dir)
+  if not dry_run:
+    model_dir = _make_folder(model_dir)
   mesh = partitioning.make_mesh(mesh_shape)
   partitioning.check_batch_size(batch_size, mesh)
   checkpoint_period = checkpoint_period or eval_period
@@ -129,22 +137,29 @@ def train(
   if eval_split is not None:
     eval_data = batches(split=eval_split, batch_size=batch_size, seed=seed)
 
+  if listener is not None:
+    listener.open(model, batch_size, mesh)
+
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
     stack.enter_context(nn.logical_axis_rules(tuple(logical_axis_rules)))
-    manager = checkpoints.Checkpoints(model_dir, keep, keep_best)
-    stack.callback(manager.close)
     first_batch = trainer.numeric(next(train_data.iterator(0)))
     training = trainer.Trainer(
       model, optimizer, first_batch, seed, mesh, logical_axis_rules
     )
+    if dry_run:
+      _print_summary(training, first_batch, batch_size, mesh, dry_run)
+      return Result(None, 0, None)
+    manager = checkpoints.Checkpoints(model_dir, keep, keep_best)
+    stack.callback(manager.close)
     if manager.latest_step() is not None:
       training.state = manager.restore(manager.latest_step(), training.abstract)
       logging.info('Resumed from %s.', manager.path(manager.latest_step()))
     else:
       training.initialize(initial_checkpoint_path)
     step = int(training.state.step)
-    _log_start(first_batch, training.state)
+    _log_start(first_batch, training.abstract)
+    _note_start(model_dir, step, training.abstract)
     if step >= train_steps:
       logging.info('TRAIN_STEPS is %d and %d are done.', train_steps, step)
 
@@ -173,6 +188,9 @@ def train(
       ) as eval_feed:
         values = training.evaluate(batch for batch, _ in eval_feed)
       writer.write(step, 'validation', values)
+      if listener is not None:
+        sounds = listener.listen(training, eval_batches[0])
+        writer.write_audio(step, 'validation', sounds, listener.sample_rate_hz)
       return values[trainer.loss_name(values)]
 
     while step < train_steps and stop.signal is None:
@@ -269,21 +287,44 @@ def _make_folder(path: str | os.PathLike) -> pathlib.Path:
 def _write_config(model_dir: pathlib.Path) -> None:
   text = gin.operative_config_str()
   if text and jax.process_index() == 0:
-    (model_dir / 'config.gin').write_text(text)
+    _write_if_changed(model_dir / 'config.gin', text)
     logging.info('Operative gin configuration:\n%s', text)
 
 
 def _log_start(batch: Batch, state: checkpoints.TrainState) -> None:
-  flat = flax.traverse_util.flatten_dict(state.params, sep='/')
-  rows = [f'  {k}: {v.dtype} {list(v.shape)}' for k, v in flat.items()]
-  total = sum(v.size for v in flat.values())
-  logging.info('%d parameters:\n%s', total, '\n'.join(rows))
-  rows = [
-    f'  {k}: {v.dtype} {list(v.shape)}, {np.min(v):g} to {np.max(v):g}, '
-    f'begins {v.ravel()[:8].tolist()}'
-    for k, v in batch.items()
-  ]
-  logging.info('First batch:\n%s', '\n'.join(rows))
+  logging.info('%s', summaries.parameter_table(state.params))
+  logging.info('First batch:\n%s', summaries.batch_table(batch))
+
+
+def _note_start(
+  model_dir: pathlib.Path, step: int, state: checkpoints.TrainState
+) -> None:
+  """Writes what a training is made of beside its checkpoints."""
+  if jax.process_index() == 0:
+    table = summaries.parameter_table(state.params) + '\n'
+    _write_if_changed(model_dir / summaries.PARAMETERS_FILE, table)
+    versions.save(model_dir, step)
+
+
+def _print_summary(
+  training: trainer.Trainer,
+  batch: Batch,
+  batch_size: int,
+  mesh: jax.sharding.Mesh,
+  dry_run: bool | str,
+) -> None:
+  compiled = None
+  if dry_run != 'shapes':
+    shapes = summaries.batch_shapes(batch, batch_size, mesh)
+    compiled = training.compile_step(shapes)
+  if jax.process_index() == 0:
+    state = training.abstract
+    print(summaries.describe(state, batch, batch_size, mesh, compiled))
+
+
+def _write_if_changed(path: pathlib.Path, text: str) -> None:
+  if not path.exists() or path.read_text() != text:
+    path.write_text(text)
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -143,6 +143,10 @@ class Trainer:
     self.state, result = self._train_step(self.state, batch)
     return result
 
+  def compile_step(self, batch: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
+    """Compiles the step for a batch of these shapes, and runs nothing."""
+    return self._train_step.lower(self.abstract, batch).compile()
+
   def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
     """Returns the metrics over `batches`, without dropout or change."""
     results = Results(check=False)

@@ -217,6 +217,30 @@ class CodecModel:
         return {**self._below.variables, 'upper': variables}
     return variables
 
+  def reconstruct(
+    self, params: dict, waveform: Array, flax_mutables: dict | None = None
+  ) -> Array:
+    """What a clip sounds like behind the codec, as far as it is trained.
+
+    Args:
+      params: of the network.
+      waveform: float32 `[batch, samples]`.
+      flax_mutables: as in `loss_fn`; its codes are those of all levels. After
+        'autoencoder' there are none, and the latents are decoded as they are.
+
+    Returns:
+      float32 `[batch, samples]`.
+    """
+    variables = {'params': params}
+    latents = self.module.apply(variables, waveform, method='encode')
+    if flax_mutables:
+      codebooks = flax_mutables['quantizer']['codebooks']
+      latents, _, _ = rvq.quantize(latents, codebooks, None)
+    if self._below is not None:
+      below = self._below.quantize(waveform)
+      latents = jnp.concatenate([below, latents], axis=-1)
+    return self.module.apply(variables, latents, method='decode')
+
   def _run(self, params, batch, rng, flax_mutables, training):
     waveform = batch['waveform']
     variables = {'params': params}

@@ -301,6 +301,8 @@ def test_batch_that_cannot_be_cut_and_folder_that_cannot_be_made(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(errors.UserError, match='MODEL_DIR .*file cannot be made'):
     run(tmp_path / 'file')
+  with pytest.raises(errors.UserError, match='gs://a/b is an address, expect'):
+    run('gs://a/b')
   with pytest.raises(errors.UserError, match='TRAIN_STEPS is 0, expected at'):
     run(tmp_path, train_steps=0)
   with pytest.raises(errors.UserError, match=r'mesh_shape is \(3, 1\), expect'):

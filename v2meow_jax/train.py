@@ -273,6 +273,11 @@ class _Signals:
 
 
 def _make_folder(path: str | os.PathLike) -> pathlib.Path:
+  if '://' in os.fspath(path):
+    raise errors.UserError(
+      f'MODEL_DIR {path} is an address, expected a folder that all hosts see. '
+      'Mount the bucket, and name the folder where it is.'
+    )
   path = pathlib.Path(path).expanduser().absolute()
   try:
     path.mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,15 @@
 import functools
 import types
 
+import gin
 import jax
 import numpy as np
 import pytest
 
+from tests import test_gin
 from tests import toy
+from v2meow_jax import bundles
+from v2meow_jax import configs
 from v2meow_jax import errors
 from v2meow_jax import listening
 from v2meow_jax import network
@@ -120,6 +124,16 @@ def test_a_stage_is_heard_with_its_levels(
   assert sorted(listener.listen(parts, batch)) == ['sample/0', 'sample/1']
 
 
+def test_a_stage_may_write_the_tokens_of_a_lower_layer(weights_path):
+  stage = stages.make('fine', acoustic='spectrogram', seconds=1.0)
+  layered = types.SimpleNamespace(
+    spec=streams.get('layered'), below=codec(), sample_rate_hz=16000
+  )
+  listener = listening.StageListener(lambda _: layered, weights_path)
+  listener.open(Parrot(stage, None), 4, partitioning.make_mesh())
+  assert listener._codec is codec()
+
+
 def test_a_stage_of_other_tokens_cannot_be_heard(weights_path):
   stage = stages.make(
     'semantic', visual=('scene',), semantic='spectral_semantic', seconds=1.0
@@ -193,3 +207,20 @@ def test_every_device_makes_equally_many(rng):
     made = [name for name in sounds if name.startswith('reconstruction/')]
     assert len(made) == count
     np.testing.assert_array_equal(sounds['reconstruction/0'], -waveform[0])
+
+
+def test_gin_listens_with_the_bundled_codec():
+  files = [*test_gin.recipe('coarse'), 'runs/listen.gin']
+  path = bundles.MODELS['bundled'] / 'codec.safetensors'
+  bindings = [*test_gin.BINDINGS, f"CODEC_WEIGHTS = '{path}'"]
+  configs.parse(files, bindings, root='train.train')
+  values = gin.get_bindings('train.train')
+  gin.clear_config()
+  listener = values['listener']
+  listener.open(values['model'], 16, partitioning.make_mesh())
+  assert listener.sample_rate_hz == 16000
+  with pytest.raises(
+    errors.UserError, match='Not set in the gin files: CODEC_W'
+  ):
+    configs.parse(files, test_gin.BINDINGS, root='train.train')
+  gin.clear_config()

@@ -92,7 +92,7 @@ def test_dry_run_prints_and_changes_nothing(tmp_path, capsys):
     3,
     partitioning.make_mesh(),
   )
-  analysis = made.compile_step(shapes).memory_analysis()
+  analysis = made.lower_step(shapes).compile().memory_analysis()
   found = summaries.memory(made.abstract, shapes)
   # The state and the batch are the arguments: nothing is forgotten.
   assert analysis.argument_size_in_bytes == pytest.approx(

@@ -39,6 +39,7 @@ from v2meow_jax import prefetching
 from v2meow_jax import progress
 from v2meow_jax import summaries
 from v2meow_jax import trainer
+from v2meow_jax import utilization
 from v2meow_jax import versions
 from v2meow_jax import weights
 
@@ -160,6 +161,10 @@ def train(
     step = int(training.state.step)
     _log_start(first_batch, training.abstract)
     _note_start(model_dir, step, training.abstract)
+    shapes = summaries.batch_shapes(first_batch, batch_size, mesh)
+    peak = utilization.peak_steps_per_second(
+      model, training.abstract, shapes, mesh
+    )
     if step >= train_steps:
       logging.info('TRAIN_STEPS is %d and %d are done.', train_steps, step)
 
@@ -205,7 +210,10 @@ def train(
         values = results.summary()
         if hasattr(optimizer, 'learning_rate'):
           values['learning_rate'] = float(optimizer.learning_rate(step - 1))
-        writer.write(step, 'train', values | bar.rates())
+        rates = bar.rates()
+        if peak is not None:
+          rates['mfu'] = rates['steps_per_second'] / peak
+        writer.write(step, 'train', values | rates)
       saves = is_last or step % checkpoint_period == 0
       if saves or step % eval_period == 0:
         results.fetch()  # what is not finite must not be saved
@@ -321,7 +329,7 @@ def _print_summary(
   compiled = None
   if dry_run != 'shapes':
     shapes = summaries.batch_shapes(batch, batch_size, mesh)
-    compiled = training.compile_step(shapes)
+    compiled = training.lower_step(shapes).compile()
   if jax.process_index() == 0:
     state = training.abstract
     print(summaries.describe(state, batch, batch_size, mesh, compiled))

@@ -143,9 +143,19 @@ class Trainer:
     self.state, result = self._train_step(self.state, batch)
     return result
 
-  def compile_step(self, batch: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
-    """Compiles the step for a batch of these shapes, and runs nothing."""
-    return self._train_step.lower(self.abstract, batch).compile()
+  def lower_step(self, batch: Batch) -> jax.stages.Lowered:
+    """Lowers the step for the devices of the mesh; computes nothing.
+
+    Args:
+      batch: arrays, or their shapes and dtypes.
+    """
+    shapes = {
+      name: jax.ShapeDtypeStruct(
+        array.shape, array.dtype, sharding=self._batch_sharding
+      )
+      for name, array in batch.items()
+    }
+    return self._train_step.lower(self.abstract, shapes)
 
   def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
     """Returns the metrics over `batches`, without dropout or change."""

@@ -305,8 +305,10 @@ def test_batch_that_cannot_be_cut_and_folder_that_cannot_be_made(tmp_path):
     run('gs://a/b')
   with pytest.raises(errors.UserError, match='TRAIN_STEPS is 0, expected at'):
     run(tmp_path, train_steps=0)
-  with pytest.raises(errors.UserError, match=r'mesh_shape is \(3, 1\), expect'):
-    run(tmp_path, mesh_shape=(3, 1))
+  with pytest.raises(
+    errors.UserError, match=r'mesh_shape is \(3, 1, 1\), expe'
+  ):
+    run(tmp_path, mesh_shape=(3, 1, 1))
 
 
 def test_data_that_fails_is_reported(tmp_path):
@@ -323,11 +325,11 @@ _TWO_DEVICES = """
 import sys, jax
 from tests import test_train
 assert jax.device_count() == 2
-result = test_train.run(sys.argv[1] + '/data', mesh_shape=(2, 1))
+result = test_train.run(sys.argv[1] + '/data', mesh_shape=(2, 1, 1))
 kernel = result.state.params['dense']['kernel']
 assert len(kernel.sharding.device_set) == 2
 assert kernel.sharding.is_fully_replicated
-result = test_train.run(sys.argv[1] + '/model', mesh_shape=(1, 2))
+result = test_train.run(sys.argv[1] + '/model', mesh_shape=(1, 1, 2))
 kernel = result.state.params['dense']['kernel']
 moment = jax.tree.leaves(result.state.opt_state)
 assert kernel.addressable_shards[0].data.shape == (8, 2)

@@ -27,6 +27,7 @@ import pathlib
 import numpy as np
 
 from v2meow_jax import errors
+from v2meow_jax import hosts
 from v2meow_jax import stages
 from v2meow_jax import streams
 from v2meow_jax import vocabularies
@@ -267,8 +268,9 @@ def _shift_right(ids: np.ndarray) -> np.ndarray:
 class ArrayDataset:
   """Random aligned crops of the clips of one split, for one stage.
 
-  Step `n` of the same seed is the same batch, whatever was read before. A
-  split is read in shuffled epochs, in which each clip gives one crop.
+  Step `n` of the same seed is the same batch, whatever was read before and
+  however many processes share it. A split is read in shuffled epochs, in which
+  each clip gives one crop.
 
   Attributes:
     clip_ids: names of the clips.
@@ -282,6 +284,7 @@ class ArrayDataset:
     batch_size: int = 8,
     seed: int = 0,
     style_dropout: float = 0.0,
+    shard: hosts.Shard | None = None,
   ):
     """Opens the split; its arrays are memory-mapped.
 
@@ -289,9 +292,10 @@ class ArrayDataset:
       folder: what `v2meow prepare --arrays` wrote.
       stage: which streams to read, and how long a crop is.
       split: 'train', 'validation' or another folder inside `folder`.
-      batch_size: examples in a batch.
+      batch_size: examples in a batch, over all processes.
       seed: decides the order of the clips, the crops and the dropped styles.
       style_dropout: share of examples whose once-per-clip streams are masked.
+      shard: the part of each batch to read; all of it by default.
 
     Raises:
       UserError: files are missing or were made for other streams.
@@ -301,6 +305,7 @@ class ArrayDataset:
     self._batch_size = batch_size
     self._seed = seed
     self._style_dropout = style_dropout
+    self._examples = (shard or hosts.Shard()).examples(batch_size)
     try:
       index = json.loads((self._folder / _INDEX).read_text())
     except FileNotFoundError as e:
@@ -365,15 +370,15 @@ class ArrayDataset:
       step += 1
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
-    """Returns batch `step`: each model feature as `[batch, …]`."""
+    """Returns our part of batch `step`: model features `[examples, …]`."""
     rng = np.random.default_rng([self._seed, _CROPS, step])
-    place, luck = rng.random((2, self._batch_size))
-    first = step * self._batch_size
+    # [2, batch] -> [2, examples]
+    place, luck = rng.random((2, self._batch_size))[:, self._examples]
     clips = []
-    for number in range(first, first + self._batch_size):
-      epoch, position = divmod(number, len(self._clips))
+    for number in step * self._batch_size + self._examples:
+      epoch, position = divmod(int(number), len(self._clips))
       clips.append(self.clip(self._order(epoch)[position]))
-    # [batch] in [0, 1) -> [batch] starts on the grid
+    # [examples] in [0, 1) -> [examples] starts on the grid
     starts = [
       int(p * self._num_starts(clip))
       for p, clip in zip(place, clips, strict=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from v2meow_jax import hosts
 from v2meow_jax import stages
 
 
@@ -18,8 +19,9 @@ class SeqioDataset:
 
   Step `n` of the same seed is the same batch, whatever was read before: the
   data is read in passes of `steps_per_pass` batches, each shuffled with a seed
-  of its own, so that to go on at a step costs at most one pass. seqio and
-  TensorFlow are imported when the first batch is asked for.
+  of its own, so that to go on at a step costs at most one pass. Which examples
+  are in a batch follows from how many parts the data is read in: `shard.count`.
+  seqio and TensorFlow are imported when the first batch is asked for.
   """
 
   def __init__(
@@ -32,6 +34,7 @@ class SeqioDataset:
     task_feature_lengths: Mapping[str, int] | None = None,
     steps_per_pass: int = 500,
     use_cached: bool = False,
+    shard: hosts.Shard | None = None,
   ):
     """Notes what to read.
 
@@ -46,6 +49,7 @@ class SeqioDataset:
         model's stage by default.
       steps_per_pass: batches between two shuffles with a new seed.
       use_cached: whether to read a task that `seqio_cache_tasks` wrote.
+      shard: the part of the data to read; all of it by default.
     """
     self._name = mixture_or_task_name
     self._model = model
@@ -55,6 +59,7 @@ class SeqioDataset:
     self._lengths = task_feature_lengths or model.stage.task_feature_lengths()
     self._steps_per_pass = steps_per_pass
     self._use_cached = use_cached
+    self._shard = shard or hosts.Shard()
 
   def iterator(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Yields the batches from step `start_step` on, without end."""
@@ -65,7 +70,6 @@ class SeqioDataset:
       number, skip = number + 1, 0
 
   def _pass(self, number: int):
-    import jax
     import seqio
 
     # Any function of both that gives other numbers for other passes.
@@ -77,8 +81,8 @@ class SeqioDataset:
       shuffle=True,
       num_epochs=None,
       feature_converter=self._model.FEATURE_CONVERTER_CLS(pack=False),
-      shard_info=seqio.ShardInfo(jax.process_index(), jax.process_count()),
+      shard_info=seqio.ShardInfo(self._shard.index, self._shard.count),
       use_cached=self._use_cached,
       seed=seed,
-      batch_size=self._batch_size // jax.process_count(),
+      batch_size=self._batch_size // self._shard.count,
     )

@@ -129,7 +129,9 @@ class Embed(nn.Module):
 
   def __call__(self, ids: Array) -> Array:
     """Maps int32 `[batch, length]` to `[batch, length, features]`."""
-    x = jnp.take(self.embedding, ids, axis=0, mode='clip')
+    # However the table is cut, each device looks its own ids up in all of it.
+    table = nn.with_logical_constraint(self.embedding, (None, None))
+    x = jnp.take(table, ids, axis=0, mode='clip')
     return nn.with_logical_constraint(
       x.astype(self.dtype), ('batch', 'length', 'embed')
     )

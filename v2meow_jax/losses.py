@@ -3,11 +3,35 @@
 import sys
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
+
+
+@flax.struct.dataclass
+class PerStep:
+  """A sum over the batch of a step, averaged over steps.
+
+  A metric as those of clu, but that the microbatches of a step count as one.
+
+  Attributes:
+    total: float32 scalar.
+    steps: float32 scalar.
+  """
+
+  total: Array
+  steps: Array
+
+  def merge(self, other: 'PerStep') -> 'PerStep':
+    """Adds another step, or another part of this one."""
+    return PerStep(self.total + other.total, self.steps + other.steps)
+
+  def compute(self) -> Array:
+    """Returns the mean over steps."""
+    return self.total / self.steps
 
 
 def cross_entropy(
@@ -83,7 +107,6 @@ def token_metrics(
       jnp.sum(token_loss), num_tokens
     ),
     'nonpadding_fraction': average(num_tokens, weights.size),
-    'num_tokens': average(num_tokens, 1),
   }
   if codes.shape[-1] > 1:
     for level in range(codes.shape[-1]):
@@ -98,12 +121,16 @@ def token_metrics(
   # that microbatches count as one; plain averages would halve the sums.
   t5x_metrics = sys.modules.get('t5x.metrics')
   if t5x_metrics is None:
-    metrics |= {'loss': average(loss, 1), 'z_loss': average(z_loss, 1)}
+    totals = {'loss': loss, 'z_loss': z_loss, 'num_tokens': num_tokens}
+    metrics |= {
+      name: PerStep(total, jnp.ones([])) for name, total in totals.items()
+    }
   else:
     speed = t5x_metrics.TimeRate.from_model_output(numerator=num_tokens)
     metrics |= {
       'loss': t5x_metrics.AveragePerStep(total=loss),
       'z_loss': t5x_metrics.AveragePerStep(total=z_loss),
+      'num_tokens': t5x_metrics.AveragePerStep(total=num_tokens),
       'timing/target_tokens_per_second': speed,
     }
   return metrics

@@ -166,9 +166,9 @@ class EncoderLayer(nn.Module):
     query = self.attention.project_queries(y)
     key, value = self.attention.project_memory(y)
     y = self.attention.attend(query, key, value, [bias], mask, deterministic)
-    x += self.dropout(y, deterministic=deterministic)
+    x = _residual(x + self.dropout(y, deterministic=deterministic))
     y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
-    return x + self.dropout(y, deterministic=deterministic)
+    return _residual(x + self.dropout(y, deterministic=deterministic))
 
 
 class DecoderLayer(nn.Module):
@@ -228,7 +228,7 @@ class DecoderLayer(nn.Module):
     x = x[:, start:]
     memory = {'key': key, 'value': value}
     y = attn.attend(query, key, value, biases, mask, deterministic)
-    x += self.dropout(y, deterministic=deterministic)
+    x = _residual(x + self.dropout(y, deterministic=deterministic))
 
     if self.has_encoder:
       attn = self.encoder_decoder_attention
@@ -243,10 +243,11 @@ class DecoderLayer(nn.Module):
         cross_mask,
         deterministic,
       )
-      x += self.dropout(y, deterministic=deterministic)
+      x = _residual(x + self.dropout(y, deterministic=deterministic))
 
     y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
-    return x + self.dropout(y, deterministic=deterministic), memory
+    x = _residual(x + self.dropout(y, deterministic=deterministic))
+    return x, memory
 
 
 class Encoder(nn.Module):
@@ -325,7 +326,7 @@ class Encoder(nn.Module):
       parts.append(x)
       part_masks.append(mask)
     # [batch, positions, embed] each -> [batch, inputs, embed]
-    x = jnp.concatenate(parts, axis=1)
+    x = _residual(jnp.concatenate(parts, axis=1))
     x = self.dropout(x, deterministic=deterministic)
     x = x.astype(self.config.dtype)
     mask = jnp.concatenate(part_masks, axis=1)
@@ -586,6 +587,11 @@ def _pair_biases(
   return attention.block_bias(
     biases, query_positions, key_positions, cfg.query_block
   )
+
+
+def _residual(x: Array) -> Array:
+  """Whole examples on each device: parameters come to them, cut or not."""
+  return nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
 
 
 def _norm(cfg: Config) -> layers.LayerNorm:

@@ -33,6 +33,7 @@ from v2meow_jax import checkpoints
 from v2meow_jax import compilation_cache
 from v2meow_jax import configs
 from v2meow_jax import errors
+from v2meow_jax import hosts
 from v2meow_jax import listening
 from v2meow_jax import partitioning
 from v2meow_jax import prefetching
@@ -82,8 +83,9 @@ def train(
   keep_best: int = 1,
   initial_checkpoint_path: str | None = None,
   export_path: str | None = None,
-  mesh_shape: Sequence[int] = (-1, 1),
-  logical_axis_rules: Sequence[tuple[str, str | None]] = partitioning.RULES,
+  mesh_shape: Sequence[int] = (-1, 1, 1),
+  logical_axis_rules: partitioning.Rules = partitioning.RULES,
+  microbatches: int = 1,
   dry_run: bool | str = False,
   listener: listening.Listener | None = None,
 ) -> Result:
@@ -92,7 +94,8 @@ def train(
   Args:
     model: object with `get_initial_variables`, `loss_fn` and `eval_fn`.
     batches: `batches(split=, batch_size=, seed=)` returns an object whose
-      `iterator(start_step)` yields batches without end.
+      `iterator(start_step)` yields batches without end. Where processes read
+      different parts of a batch, it gets `shard=` too, a `hosts.Shard`.
     optimizer: optax transformation.
     model_dir: folder of checkpoints, metrics and config.gin.
     train_steps: steps in total, those of earlier runs included.
@@ -111,12 +114,15 @@ def train(
       of checkpoints or a .safetensors file.
     export_path: where to write the parameters of the best checkpoint at the
       end; `model_dir`/params.safetensors if None, nowhere if ''.
-    mesh_shape: devices along 'data' and 'model'; -1 for the rest.
+    mesh_shape: devices along 'data', 'fsdp' and 'model', see
+      `partitioning.make_mesh`; -1 for the rest.
     logical_axis_rules: logical axis to mesh axis.
     dry_run: whether to build everything, print what it is to stdout and stop,
       without a change to `model_dir`; 'shapes' does not compile the step, and
       leaves the activations out of the estimate of memory.
     listener: lets the model be heard in TensorBoard at each evaluation.
+    microbatches: parts of a batch that are computed one after another, see
+      `trainer.Trainer`.
 
   Returns:
     The final state, the steps done and the signal that stopped it, if any.
@@ -131,12 +137,16 @@ def train(
   if not dry_run:
     model_dir = _make_folder(model_dir)
   mesh = partitioning.make_mesh(mesh_shape)
-  partitioning.check_batch_size(batch_size, mesh)
+  partitioning.check_batch_size(batch_size, mesh, microbatches)
   checkpoint_period = checkpoint_period or eval_period
-  train_data = batches(split=train_split, batch_size=batch_size, seed=seed)
+  data_arguments = {'batch_size': batch_size, 'seed': seed}
+  shard = partitioning.data_shard(mesh)
+  if shard.count > 1:
+    data_arguments['shard'] = shard
+  train_data = batches(split=train_split, **data_arguments)
   eval_data = None
   if eval_split is not None:
-    eval_data = batches(split=eval_split, batch_size=batch_size, seed=seed)
+    eval_data = batches(split=eval_split, **data_arguments)
 
   if listener is not None:
     listener.open(model, batch_size, mesh)
@@ -146,7 +156,13 @@ def train(
     stack.enter_context(nn.logical_axis_rules(tuple(logical_axis_rules)))
     first_batch = trainer.numeric(next(train_data.iterator(0)))
     training = trainer.Trainer(
-      model, optimizer, first_batch, seed, mesh, logical_axis_rules
+      model,
+      optimizer,
+      first_batch,
+      seed,
+      mesh,
+      logical_axis_rules,
+      microbatches,
     )
     if dry_run:
       _print_summary(training, first_batch, batch_size, mesh, dry_run)
@@ -228,7 +244,9 @@ def train(
     manager.wait()
     if stop.signal is None and export_path != '':
       path = pathlib.Path(export_path or model_dir / 'params.safetensors')
-      export(model, manager.path(manager.best_step()), path)
+      if jax.process_index() == 0:
+        export(model, manager.path(manager.best_step()), path)
+    hosts.wait_for_all('end of training')
     return Result(training.state, step, stop.signal)
 
 
@@ -306,6 +324,7 @@ def _write_config(model_dir: pathlib.Path) -> None:
 
 def _log_start(batch: Batch, state: checkpoints.TrainState) -> None:
   logging.info('%s', summaries.parameter_table(state.params))
+  logging.info('%s', partitioning.describe(state))
   logging.info('First batch:\n%s', summaries.batch_table(batch))
 
 
@@ -370,6 +389,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     metavar='NAME=VALUE',
     help='the same as --gin.NAME=VALUE',
   )
+  hosts.add_arguments(parser)
   arguments, rest = parser.parse_known_args(argv)
   for argument in rest:
     if not argument.startswith('--gin.') or '=' not in argument:
@@ -422,6 +442,14 @@ def main(argv: Sequence[str] | None = None) -> int:
       [p for p in arguments.gin_search_paths.split(',') if p],
       root='train.train',
     )
+    # What gin makes for `train` may use JAX already.
+    gin.get_configurable(hosts.initialize)(
+      arguments.coordinator_address,
+      arguments.process_count,
+      arguments.process_index,
+    )
+    if jax.process_index() != 0:
+      logging.set_verbosity(logging.WARNING)
     result = gin.get_configurable(train)()
   except KeyboardInterrupt:  # a second one, or before there is a state to save
     return 128 + signal.SIGINT

@@ -17,6 +17,7 @@ import optax
 
 from v2meow_jax import checkpoints
 from v2meow_jax import errors
+from v2meow_jax import losses
 from v2meow_jax import partitioning
 from v2meow_jax import weights
 
@@ -41,23 +42,32 @@ class Trainer:
     batch: Batch,
     seed: int,
     mesh: jax.sharding.Mesh,
-    rules: Sequence[tuple[str, str | None]] = partitioning.RULES,
+    rules: partitioning.Rules = partitioning.RULES,
+    microbatches: int = 1,
   ):
     """Lays the state out; computes nothing.
 
     Args:
       model: object in T5X's protocol.
       optimizer: optax transformation.
-      batch: any batch, for its shapes and dtypes.
+      batch: any batch of this process, for its shapes and dtypes.
       seed: of the parameters and of dropout.
       mesh: the devices.
       rules: logical axis to mesh axis.
+      microbatches: parts of a batch that are computed one after another, to
+        save memory. As in T5X, their losses and gradients are summed, so the
+        model's loss must be a sum, divided by a constant at most.
     """
     self._model = model
     self._optimizer = optimizer
     self._key = jax.random.PRNGKey(seed)
+    self._microbatches = microbatches
     self._batch_sharding = partitioning.batch_sharding(mesh)
-    shapes = {name: np.shape(array) for name, array in batch.items()}
+    self._num_shards = partitioning.data_shard(mesh).count
+    shapes = {
+      name: (len(array) * self._num_shards, *np.shape(array)[1:])
+      for name, array in batch.items()
+    }
     types = {name: array.dtype for name, array in batch.items()}
 
     def initial(key):
@@ -97,6 +107,7 @@ class Trainer:
       shardings,
     )
     self.state = None
+    self._param_shardings = params
     self._initial = jax.jit(
       lambda key: initial(key)[0], out_shardings=shardings
     )
@@ -128,15 +139,25 @@ class Trainer:
       logging.info('Parameters start from %s.', path)
 
   def to_devices(self, batch: Batch) -> tuple[Batch, int]:
-    """Copies a batch to the devices; also returns its target tokens."""
+    """Copies a batch to the devices.
+
+    Args:
+      batch: the examples that this process reads, see `hosts.Shard`.
+
+    Returns:
+      The whole batch, over the devices of all processes, and its target
+      tokens, if those of the other processes are as many as here.
+    """
     batch = numeric(batch)
     num_tokens = np.count_nonzero(batch.get('decoder_loss_weights', 0))
-    if jax.process_count() == 1:
-      return jax.device_put(batch, self._batch_sharding), num_tokens
-    put = functools.partial(
-      jax.make_array_from_process_local_data, self._batch_sharding
-    )
-    return {name: put(array) for name, array in batch.items()}, num_tokens
+    return {
+      name: jax.make_array_from_process_local_data(
+        self._batch_sharding,
+        array,
+        (len(array) * self._num_shards, *array.shape[1:]),
+      )
+      for name, array in batch.items()
+    }, num_tokens * self._num_shards
 
   def step(self, batch: Batch) -> dict[str, Any]:
     """Does one step; returns 'loss', 'gradient_norm' and 'metrics' of it."""
@@ -166,16 +187,17 @@ class Trainer:
 
   def _train_step_fn(self, state, batch):
     rng = jax.random.fold_in(self._key, state.step)
-
-    def loss_fn(params):
-      if not state.mutables:
-        loss, metrics = self._model.loss_fn(params, batch, rng)
-        return loss, (metrics, state.mutables)
-      return self._model.loss_fn(params, batch, rng, state.mutables)
-
-    (loss, (metrics, mutables)), gradients = jax.value_and_grad(
-      loss_fn, has_aux=True
-    )(state.params)
+    gradients_of = functools.partial(
+      jax.value_and_grad(self._loss_fn, has_aux=True), state.params
+    )
+    if self._microbatches == 1:
+      (loss, (metrics, mutables)), gradients = gradients_of(
+        batch, rng, state.mutables
+      )
+    else:
+      loss, metrics, mutables, gradients = self._accumulate(
+        gradients_of, batch, rng, state
+      )
     updates, opt_state = self._optimizer.update(
       gradients, state.opt_state, state.params
     )
@@ -183,13 +205,56 @@ class Trainer:
       step=state.step + 1,
       params=optax.apply_updates(state.params, updates),
       opt_state=opt_state,
-      mutables=flax.core.unfreeze(mutables),
+      mutables=mutables,
     )
     return state, {
       'loss': loss,
       'gradient_norm': optax.tree.norm(gradients),
       'metrics': metrics,
     }
+
+  def _loss_fn(self, params, batch, rng, mutables):
+    if not mutables:
+      loss, metrics = self._model.loss_fn(params, batch, rng)
+      return loss, (metrics, mutables)
+    loss, (metrics, mutables) = self._model.loss_fn(
+      params, batch, rng, mutables
+    )
+    return loss, (metrics, flax.core.unfreeze(mutables))
+
+  def _accumulate(self, gradients_of, batch, rng, state):
+    """Sums loss and gradients of the microbatches, and merges their metrics."""
+    count = self._microbatches
+    mesh = self._batch_sharding.mesh
+    sharding = jax.sharding.NamedSharding(
+      mesh, jax.sharding.PartitionSpec(None, partitioning.BATCH_AXES)
+    )
+
+    def split(array):
+      # [batch, …] -> [microbatches, batch / microbatches, …]. Every device
+      # keeps its examples: a microbatch has each `count`-th of them.
+      array = array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)
+      return jax.lax.with_sharding_constraint(array, sharding)
+
+    def add(carry, inputs):
+      loss, gradients, mutables = carry
+      number, microbatch = inputs
+      (more, (metrics, mutables)), new = gradients_of(
+        microbatch, jax.random.fold_in(rng, number), mutables
+      )
+      # As the parameters lie, so that no device sums up all of them.
+      gradients = jax.lax.with_sharding_constraint(
+        jax.tree.map(jnp.add, gradients, new), self._param_shardings
+      )
+      return (loss + more, gradients, mutables), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (loss, gradients, mutables), metrics = jax.lax.scan(
+      add,
+      (jnp.zeros([]), zeros, state.mutables),
+      (jnp.arange(count), jax.tree.map(split, batch)),
+    )
+    return loss, _merge_microbatches(metrics, count), mutables, gradients
 
   def _eval_step_fn(self, state, batch):
     args = (state.params, batch)
@@ -263,6 +328,17 @@ def _is_finite(result: Mapping[str, Any]) -> bool:
   return bool(
     np.isfinite(result['loss']) and np.isfinite(result['gradient_norm'])
   )
+
+
+def _merge_microbatches(metrics: Mapping[str, Any], count: int) -> dict:
+  """Merges metrics whose arrays are `[microbatches, …]` to those of a step."""
+  merged = {}
+  for name, metric in metrics.items():
+    parts = (jax.tree.map(lambda x, i=i: x[i], metric) for i in range(count))
+    merged[name] = functools.reduce(lambda a, b: a.merge(b), parts)
+    if isinstance(metric, losses.PerStep):
+      merged[name] = merged[name].replace(steps=metric.steps[0])
+  return merged
 
 
 def _merge(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -7,6 +7,7 @@ import numpy as np
 import soundfile
 
 from v2meow_jax import errors
+from v2meow_jax import hosts
 from v2meow_jax import manifests as manifests_lib
 from v2meow_jax import streams
 
@@ -15,8 +16,9 @@ class CropDataset:
   """Endless batches of random crops of the audio that manifests list.
 
   A batch depends on the seed and its number alone, so that training resumes
-  exactly. All manifests are drawn equally often, whatever their size; within
-  one, a cut in proportion to its length and a crop evenly within the cut.
+  exactly, on any number of processes. All manifests are drawn equally often,
+  whatever their size; within one, a cut in proportion to its length and a crop
+  evenly within the cut.
   """
 
   def __init__(
@@ -28,6 +30,7 @@ class CropDataset:
     batch_size: int,
     seed: int = 0,
     gain_db: tuple[float, float] = (-9.0, 0.0),
+    shard: hosts.Shard | None = None,
   ):
     """Reads the manifests.
 
@@ -37,9 +40,10 @@ class CropDataset:
       seconds: length of a crop, a whole number of the codec's positions; a
         shorter cut is followed by silence.
       split: rows to use: 'train', 'validation' or 'test'.
-      batch_size: crops per batch.
+      batch_size: crops per batch, over all processes.
       seed: of all random choices.
       gain_db: lowest and highest random gain of a crop.
+      shard: the part of each batch to read; all of it by default.
 
     Raises:
       ValueError: unknown stream, or seconds are not a whole number of
@@ -52,6 +56,7 @@ class CropDataset:
     self._batch_size = batch_size
     self._seed = seed
     self._gain_db = gain_db
+    self._examples = (shard or hosts.Shard()).examples(batch_size)
     self._cuts = [
       _read_cuts(manifest, split, spec.sample_rate_hz) for manifest in manifests
     ]
@@ -61,33 +66,35 @@ class CropDataset:
       self._probabilities.append(lengths / lengths.sum())
 
   def iterator(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Yields `{'waveform': float32 [batch, samples]}` from a step on."""
+    """Yields `{'waveform': float32 [examples, samples]}` from a step on."""
     step = start_step
     while True:
       yield self.batch(step)
       step += 1
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
-    """Returns batch number `step`, mono in -1..1."""
+    """Returns our part of batch number `step`, mono in -1..1."""
     rng = np.random.default_rng((self._seed, step))
-    waveform = np.zeros((self._batch_size, self._num_samples), np.float32)
-    for row in waveform:
-      manifest = rng.integers(len(self._cuts))
-      cuts = self._cuts[manifest]
-      pick = rng.choice(len(cuts), p=self._probabilities[manifest])
-      path, start, end = cuts[pick]
-      latest = max(start, end - self._num_samples)
-      first = int(rng.integers(start, latest + 1))
+    crops = [self._draw(rng) for _ in range(self._batch_size)]
+    waveform = np.zeros((len(self._examples), self._num_samples), np.float32)
+    for row, example in zip(waveform, self._examples, strict=True):
+      path, first, end, gain = crops[example]
       samples, _ = soundfile.read(
-        path,
-        start=first,
-        stop=min(end, first + self._num_samples),
-        dtype='float32',
-        always_2d=True,
+        path, start=first, stop=end, dtype='float32', always_2d=True
       )
-      gain = 10.0 ** (rng.uniform(*self._gain_db) / 20.0)
       row[: len(samples)] = gain * samples.mean(axis=1)
     return {'waveform': waveform}
+
+  def _draw(self, rng: np.random.Generator) -> tuple[str, int, int, float]:
+    """Draws file, first sample, end sample and gain of a crop."""
+    manifest = rng.integers(len(self._cuts))
+    cuts = self._cuts[manifest]
+    pick = rng.choice(len(cuts), p=self._probabilities[manifest])
+    path, start, end = cuts[pick]
+    latest = max(start, end - self._num_samples)
+    first = int(rng.integers(start, latest + 1))
+    gain = 10.0 ** (rng.uniform(*self._gain_db) / 20.0)
+    return path, first, min(end, first + self._num_samples), gain
 
 
 def _read_cuts(

@@ -76,6 +76,31 @@ def test_biases_share_the_table_by_distance(rng):
       np.testing.assert_array_equal(bias[:, i, j], table[:, bucket])
 
 
+@pytest.mark.parametrize('bidirectional', [True, False])
+def test_biases_of_a_tpu_are_the_same(bidirectional, rng):
+  buckets = lambda distances: attention.relative_position_bucket(
+    distances, bidirectional, 8, 16
+  )
+  table = rng.standard_normal((2, 8), 'f4')
+  queries = np.array([0, 3, 40, attention.UNTIMED], 'i4')
+  keys = np.array([5, 0, attention.UNTIMED, -20, 40], 'i4')
+  distances = attention._distances(queries, keys)
+  gather = lambda table: attention._gather_bias(
+    table, buckets(distances), queries, keys
+  )
+  multiply = lambda table: attention._multiply_bias(
+    table, distances, buckets(distances), queries, keys, jnp.float32
+  )
+  np.testing.assert_array_equal(multiply(table), gather(table))
+  weights = rng.standard_normal((2, 4, 5), 'f4')
+  gradient = lambda f: jax.grad(lambda table: jnp.sum(f(table) * weights))
+  np.testing.assert_allclose(
+    gradient(multiply)(table),
+    gradient(gather)(table),
+    atol=1e-6,  # 2e-7
+  )
+
+
 def naive_attention(query, key, value, bias, padding):
   logits = jnp.einsum('bhqd,bhkd->bhqk', query, key) + bias
   weights = jax.nn.softmax(logits + padding[:, None, None])

@@ -30,6 +30,9 @@ MASK_VALUE = -1e10
 # Position of what has no time, such as a once-per-clip vector.
 UNTIMED = np.iinfo(np.int32).min
 
+# What stands for the distance of a pair of which one has no time.
+_NO_DISTANCE = -(10**9)
+
 
 def relative_position_bucket(
   relative_position: np.ndarray,
@@ -115,28 +118,27 @@ class RelativePositionBiases(nn.Module):
       (self.num_heads, self.num_buckets),
       jnp.float32,
     )
-    positions = np.concatenate([query_positions, key_positions])
-    timed = positions[positions != UNTIMED]
-    span = int(np.ptp(timed)) if timed.size else 0
-    # One entry per distance, and a last one for pairs without time.
-    buckets = relative_position_bucket(
-      np.append(np.arange(-span, span + 1), -(10**9)),
-      self.bidirectional,
-      self.num_buckets,
-      self.max_distance,
+    distances = _distances(query_positions, key_positions)
+    buckets = self._bucket(distances)
+    # Both give the same numbers. A TPU gathers slowly, and pads rows of a few
+    # heads to 128; elsewhere a gather is faster than the product.
+    bias = jax.lax.platform_dependent(
+      table,
+      tpu=functools.partial(
+        _multiply_bias,
+        distances=distances,
+        buckets=buckets,
+        queries=query_positions,
+        keys=key_positions,
+        dtype=self.dtype,
+      ),
+      default=functools.partial(
+        _gather_bias,
+        buckets=buckets,
+        queries=query_positions,
+        keys=key_positions,
+      ),
     )
-    # [heads, buckets] -> [2 * span + 2, heads]
-    by_distance = table.T[buckets]
-    queries = jnp.asarray(query_positions)[:, None]
-    keys = jnp.asarray(key_positions)[None, :]
-    # int32 [queries, keys]
-    index = jnp.where(
-      (queries == UNTIMED) | (keys == UNTIMED),
-      2 * span + 1,
-      keys - queries + span,
-    )
-    # [queries, keys, heads] -> [heads, queries, keys]
-    bias = jnp.take(by_distance, index, axis=0, mode='clip').transpose(2, 0, 1)
     return bias.astype(self.dtype)
 
   def _initial_table(self, key: Array, shape: tuple, dtype: DType) -> Array:
@@ -147,17 +149,91 @@ class RelativePositionBiases(nn.Module):
     if not self.locality:
       return table
     places = np.arange(-self.max_distance, self.max_distance + 1)
-    bucket = lambda distances: relative_position_bucket(
-      distances, self.bidirectional, self.num_buckets, self.max_distance
-    )
-    buckets = bucket(places)
+    buckets = self._bucket(places)
     counts = np.bincount(buckets, minlength=self.num_buckets)
     totals = np.bincount(buckets, np.abs(places), minlength=self.num_buckets)
     distances = totals / np.maximum(counts, 1)
     # What has no time is as near to one position as to any other.
-    distances[bucket(np.array([-(10**9)]))] = 0
+    distances[self._bucket(np.array([_NO_DISTANCE]))] = 0
     falls = np.linspace(self.locality, 0.0, self.num_heads)
     return table - jnp.asarray(falls[:, None] * np.log1p(distances), dtype)
+
+  def _bucket(self, distances: np.ndarray) -> np.ndarray:
+    return relative_position_bucket(
+      distances, self.bidirectional, self.num_buckets, self.max_distance
+    )
+
+
+def _distances(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+  """All that key minus query can be, in order; last that without time."""
+  positions = np.concatenate([queries, keys])
+  timed = positions[positions != UNTIMED]
+  span = int(np.ptp(timed)) if timed.size else 0
+  return np.append(np.arange(-span, span + 1), _NO_DISTANCE).astype(np.int32)
+
+
+def _gather_bias(
+  table: Array, buckets: np.ndarray, queries: np.ndarray, keys: np.ndarray
+) -> Array:
+  """Biases `[heads, queries, keys]`, looked up by distance.
+
+  Args:
+    table: `[heads, buckets]`.
+    buckets: bucket of each of `_distances`.
+    queries: int32 `[queries]`, positions.
+    keys: int32 `[keys]`, positions.
+  """
+  last = len(buckets) - 1
+  queries, keys = jnp.asarray(queries)[:, None], jnp.asarray(keys)[None, :]
+  # int32 [queries, keys]; distance 0 is in the middle.
+  index = jnp.where(
+    (queries == UNTIMED) | (keys == UNTIMED),
+    last,
+    keys - queries + (last - 1) // 2,
+  )
+  # [heads, buckets] -> [distances, heads] -> [queries, keys, heads]
+  bias = jnp.take(table.T[buckets], index, axis=0, mode='clip')
+  # -> [heads, queries, keys]
+  return bias.transpose(2, 0, 1)
+
+
+def _multiply_bias(
+  table: Array,
+  distances: np.ndarray,
+  buckets: np.ndarray,
+  queries: np.ndarray,
+  keys: np.ndarray,
+  dtype: DType,
+) -> Array:
+  """The same, as a product with one-hot rows that XLA does not store.
+
+  Args:
+    table: `[heads, buckets]`.
+    distances: int32, see `_distances`.
+    buckets: bucket of each.
+    queries: int32 `[queries]`, positions.
+    keys: int32 `[keys]`, positions.
+    dtype: dtype of the product, and of the result before it is a `table`'s.
+  """
+  # The distances of a bucket are an interval, empty where it has none.
+  first = np.full(table.shape[1], np.iinfo(np.int32).max, np.int32)
+  last = np.full(table.shape[1], np.iinfo(np.int32).min, np.int32)
+  np.minimum.at(first, buckets, distances)
+  np.maximum.at(last, buckets, distances)
+  queries, keys = jnp.asarray(queries)[:, None], jnp.asarray(keys)[None, :]
+  # int32 [queries, keys]
+  distance = jnp.where(
+    (queries == UNTIMED) | (keys == UNTIMED), _NO_DISTANCE, keys - queries
+  )
+  # bool [buckets, queries, keys]
+  is_in = (distance >= first[:, None, None]) & (distance <= last[:, None, None])
+  bias = jnp.einsum(
+    'hb,bqk->hqk',
+    table.astype(dtype),
+    is_in.astype(dtype),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  return bias.astype(table.dtype)
 
 
 @jax.custom_vjp

@@ -333,7 +333,7 @@ def test_logits_are_those_of_the_own_level():
   assert (silenced[:, :, 1] == 0).all()
 
 
-def test_blocks_of_a_long_target_change_nothing(monkeypatch):
+def test_blocks_of_a_long_target_change_nothing():
   model = stage_examples.make_model(stages.DECODER_ONLY)
   stage = model.stage
   params = stage_examples.make_params(model)
@@ -342,8 +342,7 @@ def test_blocks_of_a_long_target_change_nothing(monkeypatch):
     stage, inputs, masks, stage_examples.make_codes(stage, 2)
   )
   whole = stage_examples.compiled_logits(model)(params, batch)
-  monkeypatch.setattr(network, '_BLOCK_QUERIES', 5)
-  assert network._causal_blocks(16, 40) == [
+  assert network._causal_blocks(16, 40, 5) == [
     (0, 16, 16),
     (16, 21, 21),
     (21, 26, 26),
@@ -351,8 +350,57 @@ def test_blocks_of_a_long_target_change_nothing(monkeypatch):
     (30, 35, 35),
     (35, 40, 40),
   ]
-  found = stage_examples.compiled_logits.__wrapped__(model)(params, batch)
+  model = stage_examples.make_model(stages.DECODER_ONLY, block_queries=5)
+  found = stage_examples.compiled_logits(model)(params, batch)
   np.testing.assert_allclose(found, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize('remat', [False, True])
+@pytest.mark.parametrize(
+  'architecture', [stages.ENCODER_DECODER, stages.DECODER_ONLY]
+)
+def test_a_loop_over_layers_changes_nothing(architecture, remat):
+  sizes = {f'num_{kind}layers': 3 for kind in ('encoder_', 'decoder_', '')}
+  model = stage_examples.make_model(architecture, **sizes)
+  loop = stage_examples.make_model(
+    architecture, scan_layers=True, remat=remat, **sizes
+  )
+  stage = model.stage
+  params = stage_examples.make_params(model)
+  shapes = lambda model: jax.tree.map(
+    jnp.shape, stage_examples.make_params(model)
+  )
+  assert shapes(loop) == shapes(model)
+  inputs, masks = stage_examples.make_inputs(stage, 2)
+  batch = stage_examples.make_batch(
+    stage, inputs, masks, stage_examples.make_codes(stage, 2)
+  )
+  gradient = lambda model: jax.jit(
+    jax.value_and_grad(lambda p: model.eval_fn(p, batch)[0])
+  )(params)
+  (loss, found), (expected_loss, expected) = gradient(loop), gradient(model)
+  np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  text = jax.jit(model.eval_fn).lower(params, batch).as_text()
+  assert 'stablehlo.while' not in text
+  text = jax.jit(loop.eval_fn).lower(params, batch).as_text()
+  assert 'stablehlo.while' in text
+
+
+def test_a_loop_draws_dropout_from_the_key():
+  model = stage_examples.make_model(
+    stages.DECODER_ONLY, scan_layers=True, num_layers=3, dropout_rate=0.5
+  )
+  stage = model.stage
+  params = stage_examples.make_params(model)
+  inputs, masks = stage_examples.make_inputs(stage, 2)
+  batch = stage_examples.make_batch(
+    stage, inputs, masks, stage_examples.make_codes(stage, 2)
+  )
+  loss = jax.jit(lambda key: model.loss_fn(params, batch, key)[0])
+  losses = [float(loss(jax.random.PRNGKey(i))) for i in (0, 0, 1)]
+  assert losses[0] == losses[1] != losses[2]
 
 
 def test_remat_changes_nothing():

@@ -7,8 +7,9 @@ place is its time in seconds times `Stage.reference_rate_hz`, so that streams
 of different rates line up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import operator
 from typing import Any
 
 from flax import linen as nn
@@ -23,10 +24,6 @@ from v2meow_jax import stages
 
 Array = jax.Array
 DType = Any
-
-# Queries of one block of causal self-attention. Smaller blocks leave out more
-# of the masked half, larger ones make larger products.
-_BLOCK_QUERIES = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +61,14 @@ class Config:
     float32_attention_logits: whether attention logits are float32 in any case.
     remat: whether the backward pass computes each layer again instead of
       keeping its activations.
+    scan_layers: whether a loop computes the layers of a stack that are alike,
+      from parameters stacked in each step: one layer is compiled instead of
+      all. Parameters have the same names and numbers as without; the masks of
+      dropout are others.
+    block_queries: queries of one block of causal self-attention. Smaller blocks
+      leave out more of the masked half, larger ones make larger products and
+      fewer of them: 128 is best on a CPU, and 512 takes the compiler of TPUs a
+      quarter of the time.
   """
 
   embed_dim: int = 512
@@ -84,6 +89,8 @@ class Config:
   dtype: DType = jnp.float32
   float32_attention_logits: bool = False
   remat: bool = False
+  scan_layers: bool = False
+  block_queries: int = 128
 
   def __post_init__(self):
     # gin passes lists; a module's attributes must be hashable.
@@ -125,9 +132,11 @@ def prefix_length(stage: stages.Stage) -> int:
   return stage.input_length if is_prefix else 0
 
 
-def _causal_blocks(prefix: int, length: int) -> list[tuple[int, int, int]]:
+def _causal_blocks(
+  prefix: int, length: int, block_queries: int
+) -> list[tuple[int, int, int]]:
   """Blocks for `attention.split_blocks`: the prefix if any, then the target."""
-  count = max(1, round((length - prefix) / _BLOCK_QUERIES))
+  count = max(1, round((length - prefix) / block_queries))
   ends = np.linspace(prefix, length, count + 1).round().astype(int).tolist()
   # The prefix sees all of itself and nothing else.
   blocks = [(0, prefix, prefix)] if prefix else []
@@ -332,8 +341,8 @@ class Encoder(nn.Module):
     mask = jnp.concatenate(part_masks, axis=1)
     places = input_positions(self.stage, self.config)
     bias = _pair_biases(self.relpos_bias, places, places, self.config)
-    for layer in self.layers:
-      x = layer(x, bias, mask, deterministic)
+    run = lambda layer, x: (layer(x, bias, mask, deterministic), None)
+    x, _ = _apply_layers(self, self.layers, run, x, deterministic)
     x = self.encoder_norm(x)
     return self.output_dropout(x, deterministic=deterministic), mask
 
@@ -447,14 +456,16 @@ class Decoder(nn.Module):
     bias, cross_bias = self.biases()
     cross_bias = attention.cut_queries(cross_bias, 0, length)
     mask = None if mask is None else mask != 0
-    blocks = _causal_blocks(min(prefix_length(self.stage), length), length)
+    blocks = _causal_blocks(
+      min(prefix_length(self.stage), length),
+      length,
+      self.config.block_queries,
+    )
     biases = attention.split_blocks(bias, blocks)
-    memories = []
-    for layer in self.layers[:-1]:
-      x, memory = layer(
-        x, biases, mask, encoded, cross_bias, cross_mask, 0, deterministic
-      )
-      memories.append(memory)
+    run = lambda layer, x: layer(
+      x, biases, mask, encoded, cross_bias, cross_mask, 0, deterministic
+    )
+    x, memories = _apply_layers(self, self.layers[:-1], run, x, deterministic)
     # Of the last layer, only what is wanted.
     biases = [b for b, (first, _, _) in zip(biases, blocks) if first >= start]
     cross_bias = attention.cut_queries(cross_bias, start, None)
@@ -592,6 +603,50 @@ def _pair_biases(
 def _residual(x: Array) -> Array:
   """Whole examples on each device: parameters come to them, cut or not."""
   return nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
+
+
+def _apply_layers(
+  parent: nn.Module,
+  stack: Sequence[nn.Module],
+  run: Callable[[nn.Module, Array], tuple[Array, Any]],
+  x: Array,
+  deterministic: bool,
+) -> tuple[Array, list]:
+  """Applies layers that are alike, one after the other.
+
+  Args:
+    parent: encoder or decoder; its config says whether in a loop.
+    stack: its layers.
+    run: layer and `x` to the next `x` and what else the layer returns.
+    x: `[batch, length, embed]`.
+    deterministic: whether to leave out dropout.
+
+  Returns:
+    The last `x`, and what else each layer has returned.
+  """
+  loops = parent.config.scan_layers and len(stack) > 1
+  if not loops or parent.is_initializing():
+    others = []
+    for layer in stack:
+      x, other = run(layer, x)
+      others.append(other)
+    return x, others
+  params = [layer.variables['params'] for layer in stack]
+  params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+  keys = None
+  if not deterministic:
+    keys = jax.random.split(parent.make_rng('dropout'), len(stack))
+  layer = stack[0].clone(parent=None, name=None)
+
+  def body(x, of_layer):
+    params, key = of_layer
+    rngs = {} if key is None else {'dropout': key}
+    return run(layer.bind({'params': params}, rngs=rngs), x)
+
+  x, others = jax.lax.scan(body, x, (params, keys))
+  return x, [
+    jax.tree.map(operator.itemgetter(i), others) for i in range(len(stack))
+  ]
 
 
 def _norm(cfg: Config) -> layers.LayerNorm:

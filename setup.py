@@ -47,6 +47,12 @@ EVALUATE = [
   'matplotlib>=3.8',  # plots of the reports
 ]
 
+# What `python -m v2meow_jax.benchmark compile` needs besides `train`, and what
+# a machine with TPUs needs: the libtpu that goes with the installed JAX.
+TPU = [
+  'jax[tpu]>=0.10',
+]
+
 # What TFDS's own command, `tfds build`, needs besides `train`.
 BEAM = [
   'apache-beam>=2.60',  # imported by the command, used by large builds
@@ -86,6 +92,7 @@ setuptools.setup(
     'train': TRAIN,
     'evaluate': EVALUATE,
     'beam': BEAM,
+    'tpu': TPU,
     'test': TEST,
   },
   entry_points={'console_scripts': ['v2meow = v2meow_jax.cli:run']},

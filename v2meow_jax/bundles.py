@@ -30,6 +30,7 @@ import tree
 
 from v2meow_jax import configs
 from v2meow_jax import errors
+from v2meow_jax import platforms
 from v2meow_jax import quantization
 from v2meow_jax import stages
 from v2meow_jax import weights
@@ -444,6 +445,7 @@ def add_gin_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str]) -> int:
   """`python -m v2meow_jax.bundles pack …`."""
+  platforms.settle()
   parser = argparse.ArgumentParser(
     prog='python -m v2meow_jax.bundles',
     description='Makes bundles, for `v2meow generate --model`.',

@@ -15,6 +15,7 @@ import signal
 import sys
 
 import v2meow_jax
+from v2meow_jax import platforms
 
 _SEEDS = 2**32
 
@@ -315,6 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: arguments without the name of the program; those of the process by
       default.
   """
+  platforms.settle()
   try:
     status = _run(sys.argv[1:] if argv is None else list(argv))
     sys.stdout.flush()

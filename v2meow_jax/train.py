@@ -36,6 +36,7 @@ from v2meow_jax import errors
 from v2meow_jax import hosts
 from v2meow_jax import listening
 from v2meow_jax import partitioning
+from v2meow_jax import platforms
 from v2meow_jax import prefetching
 from v2meow_jax import progress
 from v2meow_jax import summaries
@@ -432,6 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal when stopped by one (then all is saved, and the same command goes
     on).
   """
+  platforms.settle()
   arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
   _set_up_logging()
   compilation_cache.enable()

@@ -21,6 +21,7 @@ import numpy as np
 
 from v2meow_jax import bundles
 from v2meow_jax import errors
+from v2meow_jax import platforms
 from v2meow_jax import stages
 from v2meow_jax import vocabularies
 from v2meow_jax import weights
@@ -104,6 +105,7 @@ def make(
 
 def main(argv: Sequence[str]) -> int:
   """`python -m v2meow_jax.warm_start …`; returns the exit status."""
+  platforms.settle()
   parser = argparse.ArgumentParser(
     prog='python -m v2meow_jax.warm_start',
     description='Makes a start for the training of one stage from what '

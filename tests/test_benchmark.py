@@ -2,11 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from tests import toy
 from v2meow_jax import benchmark
 from v2meow_jax import generate
+from v2meow_jax import trainer
+from v2meow_jax import training_speed
+from v2meow_jax import training_steps
 
 
 def test_decode_counts_steps_and_tokens(code_folder, capsys):
@@ -57,6 +61,79 @@ def test_generate_measures_every_phase(tiny_model, tmp_path, capsys):
   assert steps == pytest.approx(
     {'semantic': 75, 'coarse': 300, 'fine': 100}, rel=0.01
   )
+
+
+def test_train_times_steps_and_counts_tokens(code_folder, capsys):
+  arguments = (
+    'train --stage fine --size tiny --batch 2 --steps 3 '
+    '--gin.stages.make.seconds=0.5'
+  )
+  assert benchmark.main(arguments.split()) == 0
+  said = capsys.readouterr().out
+  assert said.count('\n') == 1
+  line = json.loads(said)
+  assert line['benchmark'] == 'train'
+  assert (line['stage'], line['size'], line['dtype']) == (
+    'fine',
+    'tiny',
+    'float32',
+  )
+  assert (line['batch'], line['steps']) == (2, 3)
+  # 0.5 s at 50 Hz of 8 levels, of two clips.
+  assert line['target_tokens_per_second'] == pytest.approx(
+    2 * 200 / line['step_seconds'], rel=1e-3
+  )
+  assert 0 < line['fastest_step_seconds'] <= line['step_seconds']
+  assert line['model_flops_per_second'] == pytest.approx(
+    line['model_flops_per_step'] / line['step_seconds'], rel=1e-3
+  )
+  # XLA counts what is between the products too.
+  assert (
+    line['model_flops_per_step']
+    < line['cost_analysis_flops_per_step']
+    < 3 * line['model_flops_per_step']
+  )
+  # Random parameters say nothing: 1,024 codes are as likely.
+  assert 0.5 * np.log(1024) < line['loss'] < 2 * np.log(1024)
+  assert line['mfu'] is None
+  assert line['mfu_reason'].startswith('the peak rate of `cpu` is not known')
+  assert line['compile_seconds'] > line['step_seconds']
+  assert 50 < line['peak_memory_mb'] < 8000
+
+
+def test_a_step_is_compiled_once(monkeypatch):
+  traced = []
+  original = trainer.Trainer._train_step_fn
+
+  def count(self, *args):
+    traced.append(1)
+    return original(self, *args)
+
+  monkeypatch.setattr(trainer.Trainer, '_train_step_fn', count)
+  recipe = training_steps.make(
+    'fine', 'tiny', 1, bindings=['stages.make.seconds = 0.5']
+  )
+  line = training_speed.measure(recipe, steps=2)
+  assert len(traced) == 1
+  assert line['steps'] == 2
+
+
+def test_noise_is_a_batch_of_the_stage():
+  recipe = training_steps.make('coarse', 'tiny', 2)
+  batch = recipe.random_batch()
+  shapes = recipe.batch_shapes()
+  assert {n: a.shape for n, a in batch.items()} == {
+    n: s.shape for n, s in shapes.items()
+  }
+  stage = recipe.model.stage
+  targets = batch['decoder_target_tokens'][:, -stage.target_length :]
+  level = np.arange(stage.target_length) % 4
+  codes = targets - stage.target_offset - level * 1024
+  assert codes.min() >= 0 and codes.max() < 1024
+  np.testing.assert_array_equal(
+    batch['decoder_input_tokens'][:, 1:], batch['decoder_target_tokens'][:, :-1]
+  )
+  assert batch['decoder_loss_weights'].sum() == targets.size
 
 
 def test_mistakes_are_one_line(capsys):

@@ -2,11 +2,18 @@
 
   python -m v2meow_jax.benchmark generate [--video VIDEO]
   python -m v2meow_jax.benchmark decode --size tiny --batch 1 --steps 200
+  python -m v2meow_jax.benchmark train --stage coarse --size tiny --batch 8 \
+      --steps 10
+  python -m v2meow_jax.benchmark compile --topology v5e:16x16 --stage coarse \
+      --size base --batch 2048
 
 `generate` runs the whole road of a clip twice in one process: the first run
 compiles (or reads the cache of compiled code), the second is what a further
 clip costs. `decode` runs the loop of one stage alone, with random weights of
-the paper's geometry: what a size costs before anything is trained.
+the paper's geometry: what a size costs before anything is trained. `train`
+times the training step of a stage, on noise. `compile` compiles that step for a
+TPU slice that need not be there (extra `tpu`): what it would need of a chip and
+how fast it can be at most.
 """
 
 import argparse
@@ -16,6 +23,7 @@ import math
 import os
 import pathlib
 import platform
+import re
 import resource
 import sys
 import tempfile
@@ -23,9 +31,12 @@ import time
 
 from v2meow_jax import configs
 from v2meow_jax import errors
+from v2meow_jax import platforms
 
 _EXAMPLE = 'data/example.mp4'
 _SIZES = ('tiny', 'small', 'base', 'large')
+# Of `network.Config`, for a training step.
+_OPTIONS = ('dtype', 'remat', 'scan_layers', 'block_queries')
 _STAGES = ('semantic', 'coarse', 'fine')
 
 
@@ -247,10 +258,102 @@ def _round(value):
   return float(f'{value:.4g}') if isinstance(value, float) else value
 
 
-def main(argv: Sequence[str]) -> int:
-  """Runs one benchmark and prints its line."""
+def _measure_step(args: argparse.Namespace) -> dict:
+  """Measures the training step that the arguments of a command describe."""
+  from v2meow_jax import training_steps
+
+  recipe = training_steps.make(
+    args.stage,
+    args.size,
+    args.batch,
+    args.gin_file,
+    [
+      *(f'network.Config.{n} = {getattr(args, n)!r}' for n in _OPTIONS),
+      *args.bindings,
+    ],
+  )
+  if args.what == 'compile':
+    from v2meow_jax import ahead_of_time
+
+    line = ahead_of_time.measure(recipe, args.topology, args.mesh)
+  else:
+    from v2meow_jax import compilation_cache
+    from v2meow_jax import training_speed
+
+    compilation_cache.enable()
+    line = training_speed.measure(recipe, args.steps, args.mesh)
+  names = ('stage', 'size', 'batch', *_OPTIONS)
+  return {name: getattr(args, name) for name in names} | line
+
+
+def _add_step(
+  commands, name: str, summary: str, dtype: str, saves: bool, block: int
+) -> argparse.ArgumentParser:
+  """Adds a command about the training step of a stage."""
+  command = commands.add_parser(
+    name,
+    help=summary,
+    epilog='--gin.NAME=VALUE sets one value of the recipe, such as '
+    "--gin.OPTIMIZER='@optimizers.adafactor()'.",
+  )
+  add = command.add_argument
+  add('--stage', required=True, help='file of gin/stages')
+  add('--size', required=True, help=' | '.join(_SIZES))
+  add('--batch', type=int, required=True, help='examples, over all devices')
+  add(
+    '--mesh',
+    type=_parse_mesh,
+    help='devices along each axis of the mesh, separated by commas (default: '
+    'all along the first)',
+  )
+  add(
+    '--dtype',
+    choices=('float32', 'bfloat16'),
+    default=dtype,
+    help='of activations; parameters are float32 (default: %(default)s)',
+  )
+  add(
+    '--remat',
+    action=argparse.BooleanOptionalAction,
+    default=saves,
+    help='compute each layer again in the backward pass (default: %(default)s)',
+  )
+  add(
+    '--scan_layers',
+    action=argparse.BooleanOptionalAction,
+    default=saves,
+    help='compute layers in a loop, compiled once (default: %(default)s)',
+  )
+  add(
+    '--block_queries',
+    type=int,
+    default=block,
+    help='queries of a block of causal attention (default: %(default)s)',
+  )
+  add(
+    '--gin_file',
+    action='append',
+    default=[],
+    metavar='FILE',
+    help='one more gin file, behind those of the recipe; may be repeated',
+  )
+  return command
+
+
+def _parse_mesh(text: str) -> tuple[int, ...]:
+  try:
+    return tuple(int(size) for size in text.split(','))
+  except ValueError as e:
+    raise argparse.ArgumentTypeError(
+      f'is `{text}`, expected whole numbers separated by commas'
+    ) from e
+
+
+def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
-    prog='python -m v2meow_jax.benchmark', description=__doc__.split('\n')[0]
+    prog='python -m v2meow_jax.benchmark',
+    description=__doc__.split('\n')[0],
+    allow_abbrev=False,
   )
   commands = parser.add_subparsers(dest='what', metavar='WHAT', required=True)
   command = commands.add_parser('generate', help='from video to music')
@@ -267,15 +370,40 @@ def main(argv: Sequence[str]) -> int:
   command.add_argument('--batch', type=int, default=1, help='clips at once')
   command.add_argument('--steps', type=int, default=100, help='tokens of each')
   command.add_argument('--stage', choices=_STAGES, default='semantic')
-  args = parser.parse_args(argv)
+  command = _add_step(
+    commands, 'train', 'the training step of a stage', 'float32', False, 128
+  )
+  command.add_argument('--steps', type=int, default=10, help='steps to time')
+  command = _add_step(
+    commands, 'compile', 'the same for a slice of TPUs', 'bfloat16', True, 512
+  )
+  command.add_argument(
+    '--topology', required=True, help='chip and shape, such as v5e:16x16'
+  )
+  args, rest = parser.parse_known_args(argv)
+  args.bindings = []
+  for argument in rest:
+    if 'remat' not in args or not re.match(r'--gin\.[^=]+=', argument):
+      parser.error(f'unrecognized arguments: {argument}')
+    name, value = argument.removeprefix('--gin.').split('=', 1)
+    args.bindings.append(f'{name} = {value}')
+  for name in ('batch', 'steps', 'block_queries'):
+    if getattr(args, name, 1) < 1:
+      parser.error(f'--{name} is {getattr(args, name)}, expected 1 or more')
+  return args
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs one benchmark and prints its line."""
+  args = _parse_arguments(argv)
+  platforms.settle()
   try:
     if args.what == 'generate':
       line = measure_generate(args.video, args.model, args.seed, args.text)
-    else:
-      for name in ('batch', 'steps'):
-        if getattr(args, name) < 1:
-          parser.error(f'--{name} is {getattr(args, name)}, expected 1 or more')
+    elif args.what == 'decode':
       line = measure_decode(args.size, args.batch, args.steps, args.stage)
+    else:
+      line = _measure_step(args)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 1

@@ -1,5 +1,6 @@
 """Training steps compiled for TPUs that are not there."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -61,6 +62,13 @@ def test_sending_takes_the_time_of_a_ring(collective, seconds):
   )
   assert found['ici_seconds'] == pytest.approx(seconds)
   assert found['bound'] == ('ici' if seconds > 2e-3 else 'compute')
+
+
+def test_a_loop_of_unknown_length_leaves_no_utilization():
+  costs = dataclasses.replace(make_costs(), loops=(3, None))
+  found = ahead_of_time.roofline(costs, chips.CHIPS['v5e'], 4, 1.0)
+  assert found['mfu'] is None
+  assert found['mfu_reason'].startswith('how often a loop runs is not known')
 
 
 def test_bytes_of_all_kinds_are_told():
@@ -143,7 +151,8 @@ def test_slices_that_do_not_exist(topology):
 def test_a_row_of_the_table():
   arguments = (
     'compile --topology v5e:2x2 --stage fine --size tiny --batch 8 '
-    '--block_queries 1200 --gin.stages.make.seconds=0.5'
+    '--block_queries 1200 --gin.stages.make.seconds=0.5 '
+    '--gin.network.Config.num_layers=4'
   )
   # With an environment like a user's: libtpu there, and nothing said.
   environment = {
@@ -163,7 +172,9 @@ def test_a_row_of_the_table():
   assert line['chips'] == 4
   assert set(line['mesh'].values()) == {4, 1}
   assert line['fits'] is True
-  model = training_steps.make('fine', 'tiny', 8).model
+  assert line['loops'] == [3, 3]  # all layers but the last
+  bindings = ['network.Config.num_layers = 4']
+  model = training_steps.make('fine', 'tiny', 8, bindings=bindings).model
   variables = jax.eval_shape(
     lambda key: model.get_initial_variables(key, model.feature_shapes(1)),
     jax.random.PRNGKey(0),

@@ -69,6 +69,18 @@ def test_loops_count_as_often_as_they_run():
   assert costs.hbm_bytes == 2 * (gather + product + cut) + convert + reduce
 
 
+def test_a_scan_tells_its_length_by_its_condition():
+  counted = _LOOP.replace('known_trip_count', 'unknown').replace(
+    '  ROOT %true = pred[] constant(true)\n',
+    '  %i = s32[]{:T(128)} get-tuple-element(%state.1), index=0\n'
+    '  %n = s32[]{:T(128)} constant(5)\n'
+    '  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT\n',
+  )
+  costs = hlo.analyze(counted)
+  assert costs.loops == (5,)
+  assert costs.flops == 5 * (2 * 8 * 16 * 32)
+
+
 def test_a_loop_of_unknown_length_is_told():
   costs = hlo.analyze(_LOOP.replace('known_trip_count', 'unknown'))
   assert costs.loops == (None,)

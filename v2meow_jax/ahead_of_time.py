@@ -184,7 +184,7 @@ def collective_bytes(collectives: Sequence[hlo.Collective]) -> dict[str, int]:
 
 def roofline(
   costs: hlo.Costs, chip: chips.Chip, num_chips: int, model_flops: float
-) -> dict[str, float | str]:
+) -> dict[str, float | str | None]:
   """The least time of a step: that of what it needs most.
 
   Args:
@@ -212,9 +212,14 @@ def roofline(
   }
   bound = max(seconds, key=seconds.get)
   least = seconds[bound]
-  return {
+  line = {
     **{f'{name}_seconds': value for name, value in seconds.items()},
     'roofline_seconds': least,
     'bound': bound,
-    'mfu': model_flops / (num_chips * chip.flops * least),
   }
+  if None in costs.loops:
+    return line | {
+      'mfu': None,
+      'mfu_reason': 'how often a loop runs is not known, and it counts once',
+    }
+  return line | {'mfu': model_flops / (num_chips * chip.flops * least)}

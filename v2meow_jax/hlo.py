@@ -70,7 +70,7 @@ class Instruction:
     name: its name in its computation.
     arrays: what it returns; several for a tuple.
     opcode: what it does.
-    operands: names.
+    operands: names; of a constant its value.
     attributes: the rest of the line.
     is_root: whether its computation returns it.
   """
@@ -164,7 +164,7 @@ def _parse_instruction(line: str) -> Instruction | None:
   rest = rest[len(opcode) :]
   end = _closing(rest)
   operands = re.findall(r'%([\w.\-]+)', rest[:end])
-  if not operands and opcode != 'constant':  # names without %
+  if not operands:  # names without %, or the value of a constant
     operands = re.findall(r'([\w.\-]+)\s*(?:,|$)', rest[1:end])
   return Instruction(
     found[2],
@@ -249,7 +249,7 @@ def _count_runs(computations: Mapping[str, Computation], entry: str):
       opcode, attributes = instruction.opcode, instruction.attributes
       times = 1
       if opcode == 'while':
-        times = _trip_count(attributes)
+        times = _trip_count(attributes, computations)
         loops.append(times)
       for called in _called(opcode, attributes):
         if called in computations:
@@ -277,9 +277,22 @@ def _called(opcode: str, attributes: str) -> Sequence[str]:
   return names
 
 
-def _trip_count(attributes: str) -> int | None:
+def _trip_count(
+  attributes: str, computations: Mapping[str, Computation]
+) -> int | None:
+  """How often a loop runs, by its annotation or by its condition."""
   found = re.search(r'"known_trip_count":\{"n":"?(\d+)', attributes)
-  return int(found[1]) if found else None
+  if found:
+    return int(found[1])
+  found = re.search(r'condition=%?([\w.\-]+)', attributes)
+  condition = computations.get(found[1], {}) if found else {}
+  root = next((i for i in condition.values() if i.is_root), None)
+  # As JAX writes a scan: a counter from 0 on, less than a constant.
+  if root is None or 'direction=LT' not in root.attributes:
+    return None
+  last = condition.get(root.operands[-1])
+  is_number = last is not None and last.opcode == 'constant'
+  return int(last.operands[0]) if is_number else None
 
 
 def _flops(instruction: Instruction, computation: Computation) -> int:

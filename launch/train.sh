@@ -14,6 +14,9 @@
 #   --codec NAME       file of gin/codecs (default: spectrogram)
 #   --tokenizer NAME   file of gin/tokenizers (default: spectral)
 #   --style NAME       file of gin/style (default: caption)
+#   --engine NAME      who trains: v2meow, or t5x for T5X's own `t5x.train`,
+#                      which must be on the path, see docs/t5x.md (default:
+#                      v2meow). Both read and write the same checkpoints.
 #   --gin_file FILE    one more gin file, behind all others; may be repeated
 #   --gin.NAME=VALUE   sets one value, behind all files; may be repeated
 #   --dry_run          print the command and do not run it; what a run would
@@ -47,7 +50,7 @@ quote() {
 
 stage='' model_dir='' arrays='' data_dir=''
 size=small dataset=toy visual=scene codec=spectrogram tokenizer=spectral
-style=caption
+style=caption engine=v2meow
 dry_run=false
 more=()
 while [[ $# -gt 0 ]]; do
@@ -72,7 +75,7 @@ while [[ $# -gt 0 ]]; do
   esac
   case $1 in
     --model_dir | --size | --dataset | --arrays | --data_dir | --visual | \
-      --codec | --tokenizer | --style | --gin_file)
+      --codec | --tokenizer | --style | --engine | --gin_file)
       [[ $# -ge 2 ]] || fail "$1 has no value, expected one."
       if [[ $1 == --gin_file ]]; then
         more+=("--gin_file=$2")
@@ -94,13 +97,22 @@ done
 
 python=$root/.venv/bin/python
 [[ -x $python ]] || python=python3
+case $engine in
+  v2meow) module=v2meow_jax.train run=runs/train ;;
+  t5x)
+    module=t5x.train run=t5x/train
+    model_dir=$(realpath -m -- "$model_dir") # T5X takes no relative path
+    more=("--gin_search_paths=$root/gin" ${more[@]+"${more[@]}"})
+    ;;
+  *) fail "unknown engine $engine, expected v2meow or t5x." ;;
+esac
 
 road=records
 [[ -z $arrays ]] || road=arrays
 files=()
 for file in "sizes/$size" "visual/$visual" "codecs/$codec" \
   "tokenizers/$tokenizer" "style/$style" "datasets/$dataset" \
-  "datasets/$road" "stages/$stage" runs/train; do
+  "datasets/$road" "stages/$stage" "$run"; do
   files+=("--gin_file=$file.gin")
 done
 bindings=("--gin.MODEL_DIR=$(quote "$model_dir")")
@@ -108,11 +120,15 @@ bindings=("--gin.MODEL_DIR=$(quote "$model_dir")")
 [[ -z $data_dir ]] || bindings+=("--gin.DATA_DIR=$(quote "$data_dir")")
 
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-command=("$python" -m v2meow_jax.train
+command=("$python" -m "$module"
   "${files[@]}" "${bindings[@]}" ${more[@]+"${more[@]}"})
 if $dry_run; then
   line=$(printf '%q ' "PYTHONPATH=$PYTHONPATH" "${command[@]}")
   echo "${line% }"
   exit 0
+fi
+if [[ $engine == t5x ]]; then
+  "$python" -c 'import importlib.util as u; exit(not u.find_spec("t5x"))' ||
+    fail "$python finds no T5X, expected it on PYTHONPATH (docs/t5x.md)."
 fi
 exec "${command[@]}"

@@ -219,7 +219,7 @@ def test_every_step_has_its_own_random_numbers(tmp_path):
 
   run(tmp_path, Model(), train_steps=3, stats_period=1, eval_split=None)
   draws = [line['draw'] for line in metrics_of(tmp_path, 'train').values()]
-  key = jax.random.PRNGKey(3)
+  _, key = jax.random.split(jax.random.PRNGKey(3))  # as T5X does
   np.testing.assert_array_equal(
     draws,
     [jax.random.uniform(jax.random.fold_in(key, step)) for step in range(3)],
@@ -509,6 +509,10 @@ def test_launcher(tmp_path):
     (['fine', '--model_dir'], '--model_dir has no value, expected one.'),
     (['fine', 'coarse'], 'two stages, fine and coarse, expected one.'),
     (['fine', '--depth', '3'], 'unknown option --depth.'),
+    (
+      ['fine', '--model_dir=a', '--engine=jax'],
+      'unknown engine jax, expected v2meow or t5x.',
+    ),
   ):
     done = run_launcher([*launcher, *arguments])
     assert done.returncode == 2

@@ -220,6 +220,14 @@ def find(path: str | os.PathLike) -> pathlib.Path:
   return steps[max(steps)]
 
 
+def newest_step(model_dir: str | os.PathLike) -> int:
+  """Returns the step of the newest checkpoint of a folder; 0 if none."""
+  try:
+    return int(find(model_dir).name.removeprefix(f'{_PREFIX}_'))
+  except errors.UserError:
+    return 0
+
+
 def load_params(path: str | os.PathLike) -> PyTree:
   """Loads only the parameters of a checkpoint, as NumPy arrays.
 

@@ -1,11 +1,22 @@
-"""Optimizers and learning rates, for gin: `OPTIMIZER = @optimizers.adamw()`."""
+"""Optimizers and learning rates, for gin: `OPTIMIZER = @optimizers.adamw()`.
 
-from collections.abc import Callable
+An `Optimizer` serves both runners: this project's own reads it as an optax
+transformation, T5X as the definition of an optimizer (`create`,
+`derive_logical_axes`). Nothing here imports T5X.
+"""
+
+from collections.abc import Callable, Mapping
 import dataclasses
+from typing import Any
 
+import flax
 import jax
+import jax.numpy as jnp
 import optax
 
+from v2meow_jax import checkpoints
+
+PyTree = Any
 Schedule = Callable[[jax.Array], jax.Array]
 
 
@@ -22,6 +33,99 @@ class Optimizer:
   init: Callable
   update: Callable
   learning_rate: Schedule
+
+  def create(self, params: PyTree) -> 'OptimizedParams':
+    """Returns `params` with a fresh state, as T5X holds them."""
+    state = OptimizerState(jnp.zeros([], jnp.int32), self.init(params))
+    return OptimizedParams(self, params, state)
+
+  def derive_logical_axes(
+    self, optimized: 'OptimizedParams', params_axes: PyTree
+  ) -> 'OptimizedParams':
+    """Puts logical axes in the place of arrays, as T5X asks for them.
+
+    Args:
+      optimized: parameters and state, arrays or their shapes.
+      params_axes: a PartitionSpec of logical names for each parameter.
+
+    Returns:
+      The structure of `optimized`. A slot has the axes of its parameter;
+      numbers, and slots of another shape (Adafactor's rows and columns), have
+      none and are held whole.
+    """
+    whole = jax.sharding.PartitionSpec()
+    slots = optax.tree_map_params(
+      self,
+      lambda slot, param, axes: axes if slot.shape == param.shape else whole,
+      optimized.state.param_states,
+      optimized.target,
+      params_axes,
+      transform_non_params=lambda _: whole,
+    )
+    return OptimizedParams(self, params_axes, OptimizerState(whole, slots))
+
+
+@flax.struct.dataclass
+class OptimizerState:
+  """Steps done, int32 scalar, and the state of the optax transformation."""
+
+  step: Any
+  param_states: PyTree
+
+
+class OptimizedParams(flax.struct.PyTreeNode):
+  """Parameters and optimizer state as T5X's train state holds them.
+
+  Attributes:
+    optimizer_def: the optimizer.
+    target: the parameters.
+    state: the optimizer's state.
+  """
+
+  optimizer_def: Optimizer = flax.struct.field(pytree_node=False)
+  target: PyTree
+  state: OptimizerState
+
+  def apply_gradient(
+    self, gradients: PyTree, learning_rate: Any = None
+  ) -> 'OptimizedParams':
+    """Does one step.
+
+    Args:
+      gradients: of the parameters.
+      learning_rate: not used: the optimizer has its own, which gin/t5x also
+        gives to T5X's trainer, for its log.
+    """
+    del learning_rate
+    updates, slots = self.optimizer_def.update(
+      gradients, self.state.param_states, self.target
+    )
+    return self.replace(
+      target=optax.apply_updates(self.target, updates),
+      state=OptimizerState(self.state.step + 1, slots),
+    )
+
+  def state_dict(self) -> dict[str, Any]:
+    """Returns the nested dict that a checkpoint holds."""
+    return checkpoints.to_tree(self._train_state())
+
+  def restore_state(self, tree: Mapping[str, Any]) -> 'OptimizedParams':
+    """Inverse of `state_dict`, into the structure of this one."""
+    state = checkpoints.from_tree(tree, self._train_state())
+    return self.replace(
+      target=flax.serialization.from_state_dict(self.target, tree['target']),
+      state=OptimizerState(state.step, state.opt_state),
+    )
+
+  def _train_state(self) -> checkpoints.TrainState:
+    return checkpoints.TrainState(
+      self.state.step, self.target, self.state.param_states, {}
+    )
+
+
+def learning_rate(optimizer: Optimizer) -> Schedule:
+  """Returns the optimizer's schedule, for T5X's trainer, which logs it."""
+  return optimizer.learning_rate
 
 
 def rsqrt(peak: float = 1e-3, warmup_steps: int = 1000) -> Schedule:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from v2meow_jax import preprocessors
 from v2meow_jax import stages
+from v2meow_jax import task_metrics
 
 _lock = threading.Lock()
 
@@ -92,6 +93,11 @@ def output_features(stage: stages.Stage) -> dict[str, seqio.Feature]:
   return features
 
 
+def feature_lengths(stage: stages.Stage) -> dict[str, int]:
+  """Returns the lengths of a crop's features, T5X's TASK_FEATURE_LENGTHS."""
+  return stage.task_feature_lengths()
+
+
 def task_name(dataset: str, stage: stages.Stage) -> str:
   """Returns the name of a task, spelt out: dataset, stage, inputs, target.
 
@@ -161,6 +167,7 @@ def register(
       source=seqio.TfdsDataSource(tfds_name=dataset, tfds_data_dir=data_dir),
       preprocessors=steps,
       output_features=output_features(stage),
+      metric_fns=task_metrics.metric_fns(stage),
     )
     _settings[name] = settings
   return name

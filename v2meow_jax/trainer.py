@@ -60,7 +60,8 @@ class Trainer:
     """
     self._model = model
     self._optimizer = optimizer
-    self._key = jax.random.PRNGKey(seed)
+    # As T5X derives its keys, so that both runners train alike.
+    self._key, self._step_key = jax.random.split(jax.random.PRNGKey(seed))
     self._microbatches = microbatches
     self._batch_sharding = partitioning.batch_sharding(mesh)
     self._num_shards = partitioning.data_shard(mesh).count
@@ -186,7 +187,7 @@ class Trainer:
     return results.summary()
 
   def _train_step_fn(self, state, batch):
-    rng = jax.random.fold_in(self._key, state.step)
+    rng = jax.random.fold_in(self._step_key, state.step)
     gradients_of = functools.partial(
       jax.value_and_grad(self._loss_fn, has_aux=True), state.params
     )

@@ -152,10 +152,11 @@ def test_parameters_and_their_axes():
     assert table.shape == (2 + 9 + 2 * 7, 8)
 
 
-@pytest.mark.parametrize('aligned', [True, False])
-def test_blocks_change_nothing(aligned):
+@pytest.mark.parametrize('aligned, remat', [(True, False), (False, True)])
+def test_blocks_change_nothing(aligned, remat):
   models_ = [
-    make_model(name, cross_relpos_bias=aligned) for name in ('kept', 'blocks')
+    make_model('kept', cross_relpos_bias=aligned),
+    make_model('blocks', cross_relpos_bias=aligned, remat=remat),
   ]
   params = stage_examples.make_params(models_[0])
   batch, _ = make_batch(2, mask_from=12)
@@ -173,7 +174,7 @@ def test_blocks_change_nothing(aligned):
   assert all(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(expected))
 
 
-@pytest.mark.parametrize('name', ADAPTORS)
+@pytest.mark.parametrize('name', ['three', 'kept', 'blocks'])
 def test_padding_changes_nothing(name):
   model = make_model(name)
   params = stage_examples.make_params(model)
@@ -188,7 +189,7 @@ def test_padding_changes_nothing(name):
     assert np.abs(run(params, batch) - run(params, other)).max() > 1e-3
 
 
-@pytest.mark.parametrize('name', ADAPTORS)
+@pytest.mark.parametrize('name', ['three', 'kept', 'blocks'])
 def test_tokens_count_at_their_place(name):
   """Two tokens of a frame that change places make another frame."""
   model = make_model(name)
@@ -203,7 +204,7 @@ def test_tokens_count_at_their_place(name):
   assert np.abs(run(params, batch) - run(params, other)).max() > 1e-3
 
 
-@pytest.mark.parametrize('name', ADAPTORS)
+@pytest.mark.parametrize('name', ['three', 'kept', 'blocks'])
 def test_examples_of_a_batch_do_not_meet(name):
   model = make_model(name)
   params = stage_examples.make_params(model)

@@ -29,7 +29,7 @@ def make_operands(rng, queries, keys):
   return [rng.standard_normal(shape(n), 'f4') for n in (queries, keys, keys)]
 
 
-@pytest.mark.parametrize('block', [4, 5, 64])
+@pytest.mark.parametrize('block', [5, 64])
 def test_blocks_equal_all_at_once(rng, block):
   biases, table = make_biases(rng)
   # Three frames of six tokens at one time each, and one that has no time.

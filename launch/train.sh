@@ -98,9 +98,10 @@ done
 python=$root/.venv/bin/python
 [[ -x $python ]] || python=python3
 case $engine in
-  v2meow) module=v2meow_jax.train run=runs/train ;;
+  v2meow) module=v2meow_jax.train run=runs/train gin='' ;;
   t5x)
     module=t5x.train run=t5x/train
+    gin=$root/gin/ # else gin stumbles over folders of the names of gin's own
     model_dir=$(realpath -m -- "$model_dir") # T5X takes no relative path
     more=("--gin_search_paths=$root/gin" ${more[@]+"${more[@]}"})
     ;;
@@ -113,7 +114,7 @@ files=()
 for file in "sizes/$size" "visual/$visual" "codecs/$codec" \
   "tokenizers/$tokenizer" "style/$style" "datasets/$dataset" \
   "datasets/$road" "stages/$stage" "$run"; do
-  files+=("--gin_file=$file.gin")
+  files+=("--gin_file=$gin$file.gin")
 done
 bindings=("--gin.MODEL_DIR=$(quote "$model_dir")")
 [[ -z $arrays ]] || bindings+=("--gin.ARRAYS=$(quote "$arrays")")

@@ -99,7 +99,7 @@ def recipe(stage, road, data, run, *bindings):
   )
   folder = 'ARRAYS' if road == 'arrays' else 'DATA_DIR'
   return [
-    *(f'--gin_file={file}.gin' for file in files),
+    *(f'--gin_file=gin/{file}.gin' for file in files),
     f"--gin.{folder}='{data}'",
     *SETTINGS,
     *(f'--gin.{binding}' for binding in bindings),

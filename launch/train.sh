@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Trains one stage; run again, it goes on where it stopped.
 #
+# SIGTERM and Ctrl-C save all; then it exits with 0 and 130. Exit status 0 and
+# DIR/checkpoint_<TRAIN_STEPS> say that the training is done.
+#
 #   bash launch/train.sh STAGE --model_dir DIR [OPTION …] [--gin.NAME=VALUE …]
 #
 # STAGE is semantic, coarse, coarse_visual or fine (a file of gin/stages).

@@ -42,6 +42,21 @@ step 'toy music, for the codec and the tokens'
   --audio-only --renderer "$renderer" --processes "$processes"
 manifest=$work/audio/MANIFEST.csv
 
+# A training that was told to stop has saved its state and says 0, as one that
+# is done does; what comes behind it must not go on with half of it.
+check_done() {  # DIR STEPS
+  local path step
+  for path in "$1"/checkpoint_*; do
+    step=${path##*_}
+    if [[ $step =~ ^[0-9]+$ && $step -ge $2 ]]; then
+      return
+    fi
+  done
+  echo "error: the training in $1 was stopped before step $2. Run the same" \
+    'command again: it goes on from there.' >&2
+  exit 143
+}
+
 train_codec() {  # CODEC PHASE DIR STEPS [GIN …]
   local codec=$1 phase=$2 dir=$3 steps=$4
   shift 4
@@ -50,6 +65,7 @@ train_codec() {  # CODEC PHASE DIR STEPS [GIN …]
     --gin_file=runs/train.gin --gin_file="codecs/train_$phase.gin" \
     --gin.MODEL_DIR="'$work/$dir'" --gin.MANIFESTS="('$manifest',)" \
     --gin.TRAIN_STEPS="$steps" --gin.EVAL_PERIOD=500 "$@"
+  check_done "$work/$dir" "$steps"
 }
 
 fit_codebooks() {  # CODEC WEIGHTS OUTPUT [GIN …]
@@ -100,6 +116,7 @@ train_stage() {  # STAGE DIR STEPS BATCH_SIZE LEARNING_RATE START [GIN …]
     --gin.BATCH_SIZE="$batch_size" --gin.EVAL_PERIOD=200 \
     --gin.WARMUP_STEPS=100 --gin.LEARNING_RATE="$learning_rate" \
     "$@" 2>&1 | tee -a "$dir.log" >&2
+  check_done "$dir" "$steps"
 }
 
 files=()

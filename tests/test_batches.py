@@ -8,10 +8,13 @@ import pytest
 import seqio
 import tensorflow as tf
 
+from tests import records as toy_records
 from v2meow_jax import batches
+from v2meow_jax import errors
 from v2meow_jax import models
 from v2meow_jax import network
 from v2meow_jax import preprocessors
+from v2meow_jax import records
 from v2meow_jax import stages
 from v2meow_jax import tasks
 
@@ -106,3 +109,77 @@ def test_split(make):
 
 def test_tokens_per_batch():
   assert batches.tokens_per_batch(STAGE, 3) == 3 * 50
+
+
+@pytest.fixture
+def recorded(tmp_path):
+  """24 clips in 4 files, and what makes batches of 2 of them."""
+  paths = toy_records.write(tmp_path)
+  name = tasks.register('toy:1.0.0', STAGE, str(tmp_path))
+  model = models.StageModel(STAGE, network.Config())
+  yield (
+    name,
+    paths,
+    functools.partial(
+      batches.SeqioDataset, name, model, batch_size=2, steps_per_pass=3
+    ),
+  )
+  seqio.TaskRegistry.remove(name)
+
+
+def test_records_are_read_in_groups_of_files(recorded):
+  _, paths, make = recorded
+  whole = take(make(seed=1), 0, 12)
+  # A clip's scene is around its number; 6 clips are in a file.
+  numbers = [np.round(b['encoder_scene'].mean(axis=(1, 2))) for b in whole]
+  files = [set((n // 6).astype(int)) for n in numbers]
+  passes = [set.union(*files[start : start + 3]) for start in (0, 3, 6, 9)]
+  # An epoch is each file once, though in a pass a clip may come twice.
+  assert sorted(map(tuple, passes)) == [(0,), (1,), (2,), (3,)]
+  for start in (2, 4):  # files are read in parallel, and in the same order
+    assert_same(whole[start:8], take(make(seed=1), start, 8 - start))
+  # Small data is read several times before it is shuffled anew.
+  assert make(seed=1, batch_size=16)._layout() == (3, 1)
+  assert make(steps_per_pass=100)._layout() == (100, 1)
+  assert make(steps_per_pass=2)._layout() == (3, 4)
+  assert make(steps_per_pass=5)._layout() == (6, 2)
+  # By default to skip to the end of a pass takes no longer than it must.
+  layout = lambda size: make(steps_per_pass=None, batch_size=size)._layout()
+  assert [layout(n) for n in (8, 64, 2048)] == [(500, 1), (256, 1), (32, 1)]
+
+
+def _flip(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+  'damage, message',
+  [
+    (lambda p: p.write_bytes(p.read_bytes()[:-1]), 'is damaged at record 6 of'),
+    (lambda p: p.write_bytes(b''), 'has 0 records, not'),
+    (lambda p: p.unlink(), 'is missing'),
+  ],
+)
+def test_size_of_records_is_checked_first(recorded, damage, message):
+  name, paths, _ = recorded
+  records.check_sizes(name, 'train')
+  damage(paths[2])
+  with pytest.raises(errors.UserError) as error:
+    records.check_sizes(name, 'train')
+  assert str(error.value).startswith(f'{paths[2]}: {message}')
+  records.check_sizes(name, 'validation')
+
+
+def test_record_whose_bytes_have_changed(recorded):
+  _, paths, make = recorded
+  _flip(paths[1])
+  dataset = make()
+  with pytest.raises(errors.UserError) as error:
+    take(dataset, 0, 13)
+  assert str(error.value) == (
+    f'{paths[1]}: is damaged at record 3 of 6, expected the file as TFDS wrote '
+    'it. Copy it again, or build the dataset again; training then goes on '
+    'from its newest checkpoint.'
+  )

@@ -1,5 +1,11 @@
 """Checkpoints in T5X's layout."""
 
+import contextlib
+import gc
+import pathlib
+import resource
+import shutil
+
 import flax
 import jax
 import jax.numpy as jnp
@@ -9,6 +15,7 @@ from orbax import checkpoint as ocp
 import pytest
 
 from v2meow_jax import checkpoints
+from v2meow_jax import checksums
 from v2meow_jax import errors
 from v2meow_jax import optimizers
 
@@ -131,10 +138,171 @@ def test_unfinished_checkpoints_do_not_count(tmp_path):
   manager.close()
   broken = tmp_path / 'checkpoint_9.orbax-checkpoint-tmp' / 'state'
   broken.mkdir(parents=True)
+  (tmp_path / '.deleted' / 'checkpoint_4' / 'metrics').mkdir(parents=True)
   assert checkpoints.find(tmp_path).name == 'checkpoint_5'
   again = checkpoints.Checkpoints(tmp_path)
   assert again.latest_step() == 5
+  assert [path.name for path in tmp_path.iterdir()] == ['checkpoint_5']
   again.close()
+
+
+def save_two(folder):
+  """Checkpoints 5 and 7; the arrays of 7 are seven times those of 5."""
+  manager = checkpoints.Checkpoints(folder)
+  manager.save(make_state(), 5, loss=0.3)
+  manager.save(make_state(scale=7.0), 7, loss=0.2)
+  manager.close()
+
+
+def flip(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 0x10
+  path.write_bytes(data)
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGES = {
+  'bytes of {} have changed': flip,
+  '{} has {} bytes, not {}': cut,
+  '{} is missing': pathlib.Path.unlink,
+}
+
+
+def test_damage_of_every_file_is_found(tmp_path):
+  save_two(tmp_path)
+  folder = tmp_path / 'checkpoint_7'
+  paths = [path for path in folder.glob('*/**/*') if path.is_file()]
+  assert {'_METADATA', '_sharding', 'metrics', 'manifest.ocdbt'} <= {
+    path.name for path in paths
+  }
+  for path in paths:
+    data = path.read_bytes()
+    for text, damage in DAMAGES.items():
+      damage(path)
+      name = path.relative_to(folder)
+      assert checksums.find_damage(folder) == text.format(
+        name, len(data) - 1, len(data)
+      )
+      path.write_bytes(data)
+  assert checksums.find_damage(folder) is None
+  # orbax itself gives back another number where a byte of an array flips.
+  (folder / checksums.NAME).write_text('{')
+  assert checksums.find_damage(folder) == 'checksums.json cannot be read'
+
+
+def contents(folder):
+  return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+
+@pytest.mark.parametrize('damage', DAMAGES.values())
+def test_damaged_checkpoint_is_left_alone(tmp_path, damage):
+  save_two(tmp_path)
+  newest = tmp_path / 'checkpoint_7'
+  damage(max(newest.glob('state/**/d/*'), key=lambda p: p.stat().st_size))
+  before = contents(tmp_path)
+  like = abstract(make_state())
+  manager = checkpoints.Checkpoints(tmp_path)
+  assert manager.latest_step() == 7
+  with pytest.raises(errors.UserError) as error:
+    manager.restore(7, like)
+  message = str(error.value)
+  start, command = message.split(' to go on from checkpoint_5: ')
+  assert start.startswith(f'{newest}: is damaged (')
+  assert start.endswith(
+    '), expected the files as they were written. Nothing was changed. Copy '
+    'it again, or move it away'
+  )
+  with pytest.raises(errors.UserError, match='checkpoint_7: is damaged'):
+    checkpoints.load_params(tmp_path)
+  manager.close()
+  assert contents(tmp_path) == before
+  # What the message says is what helps.
+  program, old, new = command.split()
+  assert program == 'mv'
+  shutil.move(old, new)
+  again = checkpoints.Checkpoints(tmp_path)
+  assert again.latest_step() == again.best_step() == 5
+  assert_equal(again.restore(5, like), make_state())
+  again.close()
+
+
+def test_damaged_loss(tmp_path):
+  save_two(tmp_path)
+  cut(tmp_path / 'checkpoint_5' / 'metrics' / 'metrics')
+  with pytest.raises(errors.UserError) as error:
+    checkpoints.Checkpoints(tmp_path)
+  path = tmp_path / 'checkpoint_5'
+  assert str(error.value) == (
+    f'{path}: is damaged (metrics/metrics has 12 bytes, not 13), expected the '
+    'files as they were written. Nothing was changed. Copy it again, or move '
+    f'it away to go on without it: mv {path} {tmp_path}/damaged_checkpoint_5'
+  )
+
+
+def test_damage_without_checksums(tmp_path):
+  manager = checkpoints.Checkpoints(tmp_path)
+  manager.save(make_state(), 5)
+  manager.wait()
+  folder = tmp_path / 'checkpoint_5'
+  (folder / checksums.NAME).unlink()  # as T5X writes it
+  assert_equal(manager.restore(5, abstract(make_state())), make_state())
+  (folder / 'state' / '_METADATA').write_text('{"tree')
+  with pytest.raises(errors.UserError) as error:
+    manager.restore(5, abstract(make_state()))
+  assert str(error.value).startswith(
+    f'{folder}: is damaged (JSONDecodeError: Unterminated string'
+  )
+  assert 'start from the beginning, as there is no other one' in str(
+    error.value
+  )
+  shutil.rmtree(folder / 'state')
+  with pytest.raises(errors.UserError, match='is damaged .FileNotFoundError'):
+    checkpoints.load_params(tmp_path)
+  manager.close()
+
+
+@contextlib.contextmanager
+def file_size_limit(num_bytes):
+  """As on a full disk, a write beyond the limit fails."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+# orbax drops what it has begun when one of its writes fails.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.filterwarnings('ignore:coroutine .* was never awaited')
+def test_write_that_fails(tmp_path, rng):
+  manager = checkpoints.Checkpoints(tmp_path, keep=1, keep_best=0)
+  manager.save(make_state(), 5)
+  manager.wait()
+  before = contents(tmp_path)
+  noise = {'noise': jnp.asarray(rng.standard_normal(50_000), jnp.float32)}
+  with file_size_limit(100_000):
+    manager.save(make_state(mutables=noise), 6)
+    with pytest.raises(errors.UserError) as error:
+      manager.wait()
+  assert str(error.value) == (
+    f'{tmp_path}/checkpoint_6: cannot be written (File too large), expected a '
+    'folder with space for it. All older checkpoints are as they were: make '
+    'space, or make the folder writable, and run the same command again; it '
+    'goes on from checkpoint_5.'
+  )
+  manager.close()
+  gc.collect()  # now, and not in another test
+  after = contents(tmp_path)
+  assert {path: after[path] for path in before} == before
+  again = checkpoints.Checkpoints(tmp_path, keep=1, keep_best=0)
+  assert contents(tmp_path) == before  # what was half written has gone
+  again.save(make_state(mutables=noise), 6)
+  again.close()
+  assert [path.name for path in tmp_path.iterdir()] == ['checkpoint_6']
 
 
 def test_other_model_or_optimizer(tmp_path):

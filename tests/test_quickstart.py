@@ -194,6 +194,7 @@ case "$*" in
       until [[ $(wc -l <"$CALLS") == 3 ]]; do sleep 0.02; done
       exit 7
     fi
+    [[ "$*" != *stages/${STOPPED:-none}.gin* ]] || exit 0
     exec sleep 60
     ;;
 esac
@@ -248,3 +249,35 @@ def test_no_training_goes_on_alone(how, checkout, tmp_path):
   assert process.returncode == ({None: 7}.get(how) or 128 + how)
   _wait_until(lambda: not any(map(_alive, pids)))
   assert not (tmp_path / 'work' / 'bundle').exists()
+
+
+def test_training_that_was_stopped_is_not_done(checkout, tmp_path):
+  binaries = tmp_path / 'binaries'
+  binaries.mkdir()
+  (binaries / 'python3').write_text(_TRAINER)
+  (binaries / 'python3').chmod(0o755)
+  (tmp_path / 'start').mkdir()
+  semantic = tmp_path / 'work' / 'semantic'
+  (semantic / 'checkpoint_4999').mkdir(parents=True)
+  (semantic / 'checkpoint_5000.orbax-checkpoint-tmp').mkdir()
+  calls = tmp_path / 'calls'
+  done = subprocess.run(
+    ['bash', checkout / 'launch' / 'train_bundled.sh', tmp_path / 'work'],
+    env={
+      **os.environ,
+      'PATH': f'{binaries}:{os.environ["PATH"]}',
+      'CALLS': str(calls),
+      'START': str(tmp_path / 'start'),
+      'STOPPED': 'semantic',
+    },
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert done.returncode == 143
+  assert (
+    f'error: the training in {semantic} was stopped before step 5000. Run the '
+    'same command again: it goes on from there.\n'
+  ) in done.stderr
+  assert 'semantic_short' not in done.stderr
+  assert '== bundle' not in done.stderr

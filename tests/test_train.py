@@ -20,6 +20,7 @@ from v2meow_jax import arrays
 from v2meow_jax import checkpoints
 from v2meow_jax import errors
 from v2meow_jax import optimizers
+from v2meow_jax import prefetching
 from v2meow_jax import progress
 from v2meow_jax import streams
 from v2meow_jax import train
@@ -535,3 +536,24 @@ def test_launcher(tmp_path):
   assert done.stderr.splitlines()[-1] == (
     'error: TRAIN_STEPS is 0, expected at least 1.'
   )
+
+
+@pytest.mark.parametrize('slow', [False, True])
+def test_reports_the_wait_for_data(tmp_path, monkeypatch, slow):
+  # The training's own clock: a step takes 1 s, a slow batch 3 s more.
+  clock = [0.0]
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
+  make_next = prefetching.Prefetch.__next__
+
+  def wait(self):
+    clock[0] += 4.0 if slow else 1.0
+    item = make_next(self)
+    self.waited_seconds = 3.0 * (clock[0] / 4.0) if slow else 0.0
+    return item
+
+  monkeypatch.setattr(prefetching.Prefetch, '__next__', wait)
+  run(tmp_path, train_steps=10, eval_split=None)
+  shares = [
+    line['input_wait_share'] for line in metrics_of(tmp_path, 'train').values()
+  ]
+  assert shares == [0.75 if slow else 0.0] * 2

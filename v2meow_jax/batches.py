@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 
 from v2meow_jax import hosts
+from v2meow_jax import records
 from v2meow_jax import stages
+
+# Examples of a pass at least, and the batches that they may be: to start a pass
+# takes seconds, and so does to skip to the end of one (600 examples/s on two
+# busy cores).
+_EXAMPLES_PER_PASS = 16384
+_STEPS_PER_PASS = (32, 500)
 
 
 def tokens_per_batch(stage: stages.Stage, batch_size: int) -> int:
@@ -18,10 +25,12 @@ class SeqioDataset:
   """Batches of one split of a seqio task or mixture.
 
   Step `n` of the same seed is the same batch, whatever was read before: the
-  data is read in passes of `steps_per_pass` batches, each shuffled with a seed
-  of its own, so that to go on at a step costs at most one pass. Which examples
-  are in a batch follows from how many parts the data is read in: `shard.count`.
-  seqio and TensorFlow are imported when the first batch is asked for.
+  data is read in passes, each shuffled with a seed of its own, so that to go
+  on at a step costs at most one pass. A pass is an epoch; of a large dataset
+  it is a group of its files, and an epoch is all groups in random order. Small
+  ones are read several times in a pass. Which examples are in a batch follows
+  from how many parts the data is read in: `shard.count`. seqio and TensorFlow
+  are imported when the first batch is asked for.
   """
 
   def __init__(
@@ -32,7 +41,7 @@ class SeqioDataset:
     batch_size: int = 8,
     seed: int = 0,
     task_feature_lengths: Mapping[str, int] | None = None,
-    steps_per_pass: int = 500,
+    steps_per_pass: int | None = None,
     use_cached: bool = False,
     shard: hosts.Shard | None = None,
   ):
@@ -47,7 +56,9 @@ class SeqioDataset:
       seed: decides order, crops and dropped styles.
       task_feature_lengths: lengths of the task's features; those of the
         model's stage by default.
-      steps_per_pass: batches between two shuffles with a new seed.
+      steps_per_pass: batches of a pass at least; at most twice as many if
+        the split has enough files. By default about 16,000 examples, 500
+        batches at most.
       use_cached: whether to read a task that `seqio_cache_tasks` wrote.
       shard: the part of the data to read; all of it by default.
     """
@@ -57,23 +68,56 @@ class SeqioDataset:
     self._batch_size = batch_size
     self._seed = seed
     self._lengths = task_feature_lengths or model.stage.task_feature_lengths()
-    self._steps_per_pass = steps_per_pass
+    few, many = _STEPS_PER_PASS
+    self._steps_per_pass = steps_per_pass or min(
+      max(_EXAMPLES_PER_PASS // batch_size, few), many
+    )
     self._use_cached = use_cached
     self._shard = shard or hosts.Shard()
 
   def iterator(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the batches from step `start_step` on, without end."""
-    number, skip = divmod(start_step, self._steps_per_pass)
+    """Yields the batches from step `start_step` on, without end.
+
+    Raises:
+      UserError: a file of the records is missing or damaged.
+    """
+    import tensorflow as tf
+
+    records.check_sizes(self._name, self._split)
+    steps, groups = self._layout()
+    number, skip = divmod(start_step, steps)
     while True:
-      dataset = self._pass(number).take(self._steps_per_pass).skip(skip)
-      yield from dataset.as_numpy_iterator()
+      try:
+        dataset = self._pass(number, groups).take(steps).skip(skip)
+        yield from dataset.as_numpy_iterator()
+      except tf.errors.OpError:
+        records.find_damage(self._name, self._split)
+        raise  # the files are as they were
       number, skip = number + 1, 0
 
-  def _pass(self, number: int):
+  def _layout(self) -> tuple[int, int]:
+    """Returns steps of a pass, and groups of files that an epoch is cut in."""
+    import seqio
+
+    provider = seqio.get_mixture_or_task(self._name)
+    num_examples = provider.num_input_examples(self._split) or 0
+    epoch = -(-num_examples // self._batch_size)
+    groups = 1
+    # Of a mixture, an epoch is not defined; cached files are seqio's own.
+    if isinstance(provider, seqio.Task) and not self._use_cached:
+      files = len(provider.source.list_shards(self._split))
+      groups = min(files // self._shard.count, epoch // self._steps_per_pass)
+      groups = max(groups, 1)
+    return max(-(-epoch // groups), self._steps_per_pass), groups
+
+  def _pass(self, number: int, groups: int):
     import seqio
 
     # Any function of both that gives other numbers for other passes.
     seed = int(np.random.default_rng([self._seed, number]).integers(2**31))
+    epoch, place = divmod(number, groups)
+    order = np.random.default_rng([self._seed, epoch, groups])
+    group = int(order.permutation(groups)[place])
     return seqio.get_dataset(
       self._name,
       self._lengths,
@@ -81,7 +125,10 @@ class SeqioDataset:
       shuffle=True,
       num_epochs=None,
       feature_converter=self._model.FEATURE_CONVERTER_CLS(pack=False),
-      shard_info=seqio.ShardInfo(self._shard.index, self._shard.count),
+      shard_info=seqio.ShardInfo(
+        group * self._shard.count + self._shard.index,
+        groups * self._shard.count,
+      ),
       use_cached=self._use_cached,
       seed=seed,
       batch_size=self._batch_size // self._shard.count,

@@ -349,8 +349,6 @@ def _explain(error: Exception) -> str:
   if message:
     return message
   text = ' '.join(str(error).split())
-  if isinstance(error, OSError):
-    return f'{text}. Check the path, its permissions and the space left.'
   return (
     f'{type(error).__name__}: {text}. This is a fault of the program: please '
     'report it, with what V2MEOW_DEBUG=1 shows.'

@@ -172,8 +172,9 @@ def _references(value: Any) -> list:
 def one_line(error: Exception) -> str | None:
   """Returns what to print for an error that is the user's to mend, or None.
 
-  That is a UserError, a ValueError that this package raises, and a package
-  that is not installed. gin appends lines about the call; they are left out.
+  That is a UserError, a ValueError that this package raises, a package that is
+  not installed, and a file that cannot be read or written. gin appends lines
+  about the call; they are left out.
   """
   if isinstance(error, errors.UserError):
     return str(error).splitlines()[0]
@@ -190,6 +191,9 @@ def one_line(error: Exception) -> str | None:
     package = pathlib.Path(__file__).parent
     if pathlib.Path(frame.f_code.co_filename).is_relative_to(package):
       return str(error).splitlines()[0]
+  if isinstance(error, OSError):
+    text = ' '.join(str(error).splitlines()[:1])
+    return f'{text}. Check the path, its permissions and the space left.'
   return None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 import itertools
 import queue
 import threading
+import time
 from typing import Any
 
 _END = object()
@@ -13,6 +14,9 @@ class Prefetch:
   """Iterates over `transform(item)` of a source, some items ahead.
 
   Close it when done: the thread waits otherwise for someone to read.
+
+  Attributes:
+    waited_seconds: how long the reader has waited for items so far.
   """
 
   def __init__(
@@ -30,6 +34,7 @@ class Prefetch:
       limit: items to read at most.
       size: items to be ahead.
     """
+    self.waited_seconds = 0.0
     self._queue = queue.Queue(maxsize=size)
     self._closed = threading.Event()
     self._thread = threading.Thread(
@@ -61,7 +66,9 @@ class Prefetch:
     return self
 
   def __next__(self):
+    start = time.perf_counter()
     item = self._queue.get()
+    self.waited_seconds += time.perf_counter() - start
     if item is _END or isinstance(item, BaseException):
       self._queue.put(item)  # the end stays the end
       raise StopIteration if item is _END else item

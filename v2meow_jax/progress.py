@@ -1,6 +1,6 @@
 """What a long training says: metrics to files, progress to the terminal."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import json
 import os
@@ -12,6 +12,7 @@ from absl import logging
 import jax
 import numpy as np
 
+from v2meow_jax import errors
 from v2meow_jax import events
 
 _LOG_SECONDS = 30.0
@@ -33,11 +34,16 @@ class MetricWriter:
     self._event_writers = {}
     if jax.process_index() == 0:
       path = model_dir / 'metrics.jsonl'
-      _drop_lines(path, step)
-      self._file = open(path, 'a', buffering=1)
+      with _writing(path):
+        _drop_lines(path, step)
+        self._file = open(path, 'a', buffering=1)
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-    """Writes the metrics of one step and split."""
+    """Writes the metrics of one step and split.
+
+    Raises:
+      UserError: they cannot be written.
+    """
     if self._file is None:
       return
     logging.info(
@@ -51,8 +57,9 @@ class MetricWriter:
       ),
     )
     line = {'step': step, 'split': split, **values}
-    self._file.write(json.dumps(line) + '\n')
-    self._events(split).write_scalars(step, values)
+    with _writing(self._model_dir):
+      self._file.write(json.dumps(line) + '\n')
+      self._events(split).write_scalars(step, values)
 
   def write_audio(
     self,
@@ -63,7 +70,8 @@ class MetricWriter:
   ) -> None:
     """Writes mono waveforms by name for TensorBoard, `[samples]` in -1..1."""
     if self._file is not None and sounds:
-      self._events(split).write_audio(step, sounds, sample_rate_hz)
+      with _writing(self._model_dir):
+        self._events(split).write_audio(step, sounds, sample_rate_hz)
 
   def _events(self, split: str) -> events.EventWriter:
     if split not in self._event_writers:
@@ -80,6 +88,18 @@ class MetricWriter:
       writer.close()
     if self._file:
       self._file.close()
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as e:
+    raise errors.UserError(
+      f'{path}: metrics cannot be written ({e.strerror}), expected space for '
+      'them. Make space and run the same command again; it goes on from the '
+      'newest checkpoint.'
+    ) from e
 
 
 def _drop_lines(path: pathlib.Path, step: int) -> None:
@@ -108,6 +128,7 @@ class Progress:
       loss: returns the loss to show; only called when it is shown.
     """
     self.steps_here = 0
+    self._waited = 0.0
     self._step = step
     self._total = total
     self._loss = loss
@@ -131,14 +152,22 @@ class Progress:
   def _restart(self):
     self._window = _Window(time.monotonic())
 
-  def update(self, step: int, num_tokens: int, num_examples: int) -> None:
+  def update(
+    self,
+    step: int,
+    num_tokens: int,
+    num_examples: int,
+    waited_seconds: float = 0.0,
+  ) -> None:
     """Counts one step.
 
     Args:
       step: steps done.
       num_tokens: target tokens of its batch; 0 if the targets are none.
       num_examples: examples of its batch.
+      waited_seconds: time that all steps so far have waited for their batch.
     """
+    waited, self._waited = waited_seconds - self._waited, waited_seconds
     self._step = step
     self.steps_here += 1
     if self.steps_here == 1:  # compilation is no rate
@@ -147,7 +176,7 @@ class Progress:
       self._last_log = time.monotonic()
       return
     for window in {self._window, self._all}:
-      window.add(num_tokens, num_examples)
+      window.add(num_tokens, num_examples, waited)
     now = time.monotonic()
     if self._bar is not None:
       self._bar.update(step - self._bar.n)
@@ -198,6 +227,7 @@ _WORDS = {
   'steps_per_second': 'steps/s',
   'examples_per_second': 'examples/s',
   'target_tokens_per_second': 'target tokens/s',
+  'input_wait_share': 'of the time waiting for data',
 }
 
 
@@ -207,9 +237,11 @@ class _Window:
   def __init__(self, start: float):
     self.start = start
     self._steps = self._tokens = self._examples = 0
+    self._waited = 0.0
 
-  def add(self, num_tokens: int, num_examples: int) -> None:
+  def add(self, num_tokens: int, num_examples: int, waited: float) -> None:
     self._steps += 1
+    self._waited += waited
     self._tokens += num_tokens
     self._examples += num_examples
 
@@ -218,6 +250,7 @@ class _Window:
     rates = {
       'steps_per_second': self._steps / seconds,
       'examples_per_second': self._examples / seconds,
+      'input_wait_share': self._waited / seconds,
     }
     if self._tokens:
       rates['target_tokens_per_second'] = self._tokens / seconds

@@ -19,7 +19,9 @@ import os
 import pathlib
 import signal
 import sys
+import tempfile
 import threading
+import time
 from typing import Any
 
 from absl import flags
@@ -27,6 +29,7 @@ from absl import logging
 from flax import linen as nn
 import gin
 import jax
+from jax.experimental import multihost_utils
 import optax
 
 from v2meow_jax import checkpoints
@@ -129,7 +132,8 @@ def train(
     The final state, the steps done and the signal that stopped it, if any.
 
   Raises:
-    UserError: a setting does not fit, or the loss is not finite.
+    UserError: a setting does not fit, the loss is not finite, a checkpoint is
+      damaged or cannot be written.
   """
   if train_steps < 1:
     raise errors.UserError(
@@ -168,6 +172,7 @@ def train(
     if dry_run:
       _print_summary(training, first_batch, batch_size, mesh, dry_run)
       return Result(None, 0, None)
+    stop = stack.enter_context(_Signals())
     manager = checkpoints.Checkpoints(model_dir, keep, keep_best)
     stack.callback(manager.close)
     if manager.latest_step() is not None:
@@ -190,7 +195,6 @@ def train(
     bar = stack.enter_context(
       progress.Progress(step, train_steps, results.latest_loss)
     )
-    stop = stack.enter_context(_Signals())
     feed = prefetching.Prefetch(
       train_data.iterator(step), training.to_devices, train_steps - step
     )
@@ -215,11 +219,18 @@ def train(
         writer.write_audio(step, 'validation', sounds, listener.sample_rate_hz)
       return values[trainer.loss_name(values)]
 
-    while step < train_steps and stop.signal is None:
+    def save(loss: float | None = None) -> None:
+      start = time.perf_counter()
+      manager.save(training.state, step, loss)
+      seconds = time.perf_counter() - start
+      logging.info('Saving step %d held training up for %.3f s.', step, seconds)
+
+    while step < train_steps and not stop.reached(step):
+      manager.check()
       batch, num_tokens = next(feed)
       results.add(step + 1, training.step(batch))
       step += 1
-      bar.update(step, num_tokens, batch_size)
+      bar.update(step, num_tokens, batch_size, feed.waited_seconds)
       if bar.steps_here == 1:
         _write_config(model_dir)  # by now all of gin has been used
       is_last = step == train_steps
@@ -237,18 +248,19 @@ def train(
         with bar.paused():
           loss = evaluate()
           if saves:
-            manager.save(training.state, step, loss)
-    if stop.signal is not None:
+            save(loss)
+    is_done = step >= train_steps  # a signal that came after changes nothing
+    if not is_done and bar.steps_here:
       results.fetch()
       logging.info('Signal %d: saving step %d.', stop.signal, step)
-      manager.save(training.state, step)
+      save()
     manager.wait()
-    if stop.signal is None and export_path != '':
+    if is_done and export_path != '':
       path = pathlib.Path(export_path or model_dir / 'params.safetensors')
       if jax.process_index() == 0:
         export(model, manager.path(manager.best_step()), path)
     hosts.wait_for_all('end of training')
-    return Result(training.state, step, stop.signal)
+    return Result(training.state, step, None if is_done else stop.signal)
 
 
 def export(model: Any, checkpoint: pathlib.Path, path: pathlib.Path) -> None:
@@ -275,6 +287,9 @@ def export(model: Any, checkpoint: pathlib.Path, path: pathlib.Path) -> None:
 class _Signals:
   """Notes SIGTERM and SIGINT; a second one acts as it always does.
 
+  All hosts stop at the same step, whichever of them gets a signal: JAX's
+  preemption service, which takes SIGTERM itself, agrees on one.
+
   Attributes:
     signal: number of the signal that came, or None.
   """
@@ -283,14 +298,27 @@ class _Signals:
     self.signal = None
     self._before = {}
 
+  def reached(self, step: int) -> bool:
+    """Whether to stop when `step` steps are done; asks no device."""
+    if jax.process_count() > 1:
+      if not multihost_utils.reached_preemption_sync_point(step):
+        return False
+      self.signal = self.signal or signal.SIGTERM  # another host's
+    return self.signal is not None
+
   def _note(self, number, unused_frame):
     self.signal = number
     signal.signal(number, self._before[number])
+    if jax.process_count() > 1:
+      signal.raise_signal(signal.SIGTERM)
 
   def __enter__(self) -> '_Signals':
     # Only the main thread may set handlers.
+    numbers = [signal.SIGINT]
+    if jax.process_count() == 1:
+      numbers.append(signal.SIGTERM)
     if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
+      for number in numbers:
         self._before[number] = signal.signal(number, self._note)
     return self
 
@@ -312,6 +340,13 @@ def _make_folder(path: str | os.PathLike) -> pathlib.Path:
     raise errors.UserError(
       f'MODEL_DIR {path} cannot be made ({e.strerror}), expected a folder '
       'that can be written. Set another MODEL_DIR.'
+    ) from e
+  try:
+    tempfile.TemporaryFile(dir=path).close()
+  except OSError as e:
+    raise errors.UserError(
+      f'MODEL_DIR {path} cannot be written ({e.strerror}), expected a folder '
+      'that can. Change its permissions or set another MODEL_DIR.'
     ) from e
   return path
 
@@ -417,6 +452,8 @@ def _set_up_logging() -> None:
 def _is_worth_reading(record) -> bool:
   if _TALKATIVE.isdisjoint(pathlib.PurePath(record.pathname).parts):
     return True
+  if record.exc_info:
+    return False  # it is raised, too, and then told in one line
   # A checkpoint without a validation loss is nothing to warn of.
   is_expected = 'did not provide metrics' in record.getMessage()
   return record.levelno >= python_logging.WARNING and not is_expected
@@ -429,9 +466,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: arguments without the program's name; `sys.argv[1:]` if None.
 
   Returns:
-    Exit status: 0 when done, 1 after an error, 128 and the number of the
-    signal when stopped by one (then all is saved, and the same command goes
-    on).
+    Exit status: 0 when done, and when SIGTERM stopped it: then all is saved
+    and the same command goes on, which is what a scheduler that takes the
+    machine away needs to know. 130 when Ctrl-C did, so that what comes behind
+    it in a script does not run; all is saved, too. 1 after an error.
   """
   platforms.settle()
   arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
@@ -453,15 +491,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if jax.process_index() != 0:
       logging.set_verbosity(logging.WARNING)
     result = gin.get_configurable(train)()
-  except KeyboardInterrupt:  # a second one, or before there is a state to save
-    return 128 + signal.SIGINT
+  except KeyboardInterrupt as stop:  # a second one, or before there is a state
+    return 128 + (stop.args[0] if stop.args else signal.SIGINT)
   except Exception as e:  # pylint: disable=broad-except
     message = configs.one_line(e)
-    if message is None:
+    if message is None or os.environ.get('V2MEOW_DEBUG') == '1':
       raise
     print(f'error: {message}', file=sys.stderr)
     return 1
-  return 0 if result.signal is None else 128 + result.signal
+  if result.signal is not None:
+    logging.info(
+      'Stopped at step %d; the same command goes on from there.', result.step
+    )
+  return 128 + signal.SIGINT if result.signal == signal.SIGINT else 0
 
 
 if __name__ == '__main__':

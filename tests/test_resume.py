@@ -1,0 +1,356 @@
+"""A training that is killed ends as one that was never stopped."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests import test_train
+from v2meow_jax import arrays
+from v2meow_jax import checkpoints
+from v2meow_jax import train
+from v2meow_jax import weights
+
+ROOT = test_train.ROOT
+STEPS = 12
+PERIOD = 4  # steps between checkpoints
+
+# The trainer in a process that kills itself at the COUNTth event (a folder
+# made, a file opened, something renamed or removed) that has WHERE in its path.
+_KILLED = """
+import os, signal, sys
+where, count = sys.argv[1], int(sys.argv[2])
+events = {'open', 'os.mkdir', 'os.rename', 'os.rmdir', 'os.remove'}
+
+def note(event, args):
+  global count
+  if event in events and where in str(args[0]):
+    count -= 1
+    if count == 0:
+      os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(note)
+import v2meow_jax.train
+sys.exit(v2meow_jax.train.main(sys.argv[3:]))
+"""
+
+
+def arrays_command(folder):
+  """Arguments that train a tiny semantic stage on arrays."""
+  test_train.write_arrays(folder / 'arrays')
+  return test_train.command(folder, *_bindings())
+
+
+def records_command(folder):
+  """The same on TFDS records in four files, through seqio."""
+  from tests import records  # imports TensorFlow
+
+  records.write(folder / 'records')
+  arguments = test_train.command(folder, *_bindings())
+  road = arguments.index('--gin_file=datasets/arrays.gin')
+  arguments[road] = '--gin_file=datasets/records.gin'
+  arguments = [a for a in arguments if not a.startswith('--gin.ARRAYS')]
+  return [
+    *arguments,
+    f"--gin.DATA_DIR='{folder}/records'",
+    '--gin.SeqioDataset.steps_per_pass=6',  # not where checkpoints are
+  ]
+
+
+def _bindings():
+  return (
+    f'--gin.TRAIN_STEPS={STEPS}',
+    f'--gin.EVAL_PERIOD={PERIOD}',
+    '--gin.STYLE_DROPOUT=0.5',
+    '--gin.DROPOUT_RATE=0.1',
+    '--gin.train.stats_period=1',
+  )
+
+
+def start(arguments, where='', count=0, **options):
+  """Starts the trainer; it dies at an event if `where` says so."""
+  program = [_KILLED, where, str(count)]
+  return subprocess.Popen(
+    [sys.executable, '-c', *program, *arguments],
+    cwd=ROOT,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    **options,
+  )
+
+
+def finish(process):
+  """Waits for the trainer; returns its log."""
+  out, log = process.communicate(timeout=300)
+  assert out == ''
+  return log
+
+
+def read_until(process, text):
+  """Reads the log up to a line that has `text`."""
+  log = ''
+  while text not in log:
+    line = process.stderr.readline()
+    assert line, log  # it has ended
+    log += line
+  return log
+
+
+def checkpoint_steps(folder):
+  names = [path.name for path in folder.glob('checkpoint_*')]
+  return sorted(int(n.split('_')[1]) for n in names if n.count('.') == 0)
+
+
+def losses(folder):
+  """All that is measured but for speed, by step and split."""
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  kept = {}
+  for line in map(json.loads, lines):
+    key = line['step'], line['split']
+    assert key not in kept, 'a step is there twice'
+    kept[key] = {
+      name: value
+      for name, value in line.items()
+      if not name.endswith('per_second')
+      and name not in ('input_wait_share', 'mfu')
+    }
+  return kept
+
+
+def assert_same_runs(a, b):
+  """Bit for bit: every loss, the parameters, the optimizer's state."""
+  assert losses(a) == losses(b)
+  params = [weights.load_params(f / 'params.safetensors') for f in (a, b)]
+  test_train.assert_equal_trees(*params)
+  state = [
+    {
+      item: checkpoints._load(f / f'checkpoint_{STEPS}', item)
+      for item in ('target', 'state')
+    }
+    for f in (a, b)
+  ]
+  assert int(state[0]['state']['step']) == STEPS
+  test_train.assert_equal_trees(*state)
+
+
+@pytest.fixture(params=['arrays', 'records'])
+def whole(request, tmp_path, code_folder):
+  """A run that was never stopped: its arguments and where it has been."""
+  command = {'arrays': arrays_command, 'records': records_command}
+  arguments = command[request.param](tmp_path)
+  process = start(arguments)
+  log = finish(process)
+  assert process.returncode == 0, log
+  shutil.move(tmp_path / 'run', tmp_path / 'whole')
+  return request.param, arguments, tmp_path / 'whole'
+
+
+def test_killed_training_ends_as_if_it_was_not(whole, tmp_path):
+  road, arguments, expected = whole
+  luck = random.Random(road)
+  run = tmp_path / 'run'
+
+  # Some way into the writing of a checkpoint.
+  broken_off = 2 * PERIOD
+  count = luck.randrange(1, 12)
+  process = start(arguments, f'checkpoint_{broken_off}.orbax', count)
+  log = finish(process)
+  assert process.returncode == -signal.SIGKILL, log
+  assert checkpoint_steps(run) == [PERIOD]  # no more is lost than since then
+
+  # At any step behind it; the same command goes on.
+  process = start(arguments)
+  step = luck.randrange(PERIOD + 1, 3 * PERIOD)
+  log = read_until(process, f'step {step} train: ')
+  process.kill()
+  finish(process)
+  assert process.returncode == -signal.SIGKILL
+  assert f'Resumed from {run}/checkpoint_{PERIOD}.' in log
+  if count > 1:  # the first event comes before there is a folder
+    assert f'checkpoint_{broken_off}.orbax-checkpoint-tmp: removed' in log
+
+  if road == 'arrays':
+    # While an older checkpoint is removed, some way into it.
+    process = start(arguments, '.deleted', luck.randrange(1, 12))
+    log = finish(process)
+    assert process.returncode == -signal.SIGKILL, log
+    assert max(checkpoint_steps(run)) > PERIOD
+
+    # SIGTERM saves what is done and is no error.
+    process = start(arguments)
+    log = read_until(process, 'Resumed from ')
+    process.send_signal(signal.SIGTERM)
+    log += finish(process)
+    assert process.returncode == 0, log
+    assert re.search('goes on from there|Wrote the parameters', log)
+
+  process = start(arguments)
+  log = finish(process)
+  assert process.returncode == 0, log
+  assert not list(run.glob('*orbax-checkpoint-tmp*'))
+  assert not (run / '.deleted').exists()
+  assert_same_runs(run, expected)
+
+
+def error_of(arguments, capsys):
+  """Trains here; returns the one line that says what is wrong."""
+  assert train.main(arguments) == 1
+  log = capsys.readouterr().err
+  assert 'Traceback' not in log
+  *_, line = log.splitlines()
+  assert line.startswith('error: ')
+  return line.removeprefix('error: ')
+
+
+@contextlib.contextmanager
+def full_disk():
+  """No file may be longer than 20 kB."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_storage_that_fails(tmp_path, capsys, monkeypatch, code_folder):
+  arguments = arrays_command(tmp_path)
+  run = tmp_path / 'run'
+  assert train.main([*arguments, f'--gin.TRAIN_STEPS={PERIOD}']) == 0
+  kept = run / f'checkpoint_{PERIOD}'
+  before = {p: p.read_bytes() for p in kept.rglob('*') if p.is_file()}
+
+  # The disk is full when a checkpoint is written.
+  save = checkpoints.Checkpoints.save
+
+  def save_on_full_disk(*args):  # by now all is compiled and in the cache
+    disk.enter_context(full_disk())
+    save(*args)
+
+  with contextlib.ExitStack() as disk, monkeypatch.context() as patch:
+    patch.setattr(checkpoints.Checkpoints, 'save', save_on_full_disk)
+    line = error_of(arguments, capsys)
+  assert line == (
+    f'{run}/checkpoint_{2 * PERIOD}: cannot be written (File too large), '
+    'expected a folder with space for it. All older checkpoints are as they '
+    'were: make space, or make the folder writable, and run the same command '
+    f'again; it goes on from checkpoint_{PERIOD}.'
+  )
+
+  # The disk is full when metrics are written.
+  metrics = run / 'metrics.jsonl'
+  old = metrics.read_text() * 20
+  metrics.write_text(old)
+  with full_disk():
+    line = error_of(arguments, capsys)
+  assert line == (
+    f'{metrics}: metrics cannot be written (File too large), expected space '
+    'for them. Make space and run the same command again; it goes on from the '
+    'newest checkpoint.'
+  )
+  assert metrics.read_text() == old
+
+  # A byte of an array flips.
+  path = max(kept.glob('state/**/d/*'), key=lambda p: p.stat().st_size)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+  line = error_of(arguments, capsys)
+  assert line.startswith(f'{kept}: is damaged (bytes of state/')
+  path.write_bytes(before[path])
+  assert {p: p.read_bytes() for p in kept.rglob('*') if p.is_file()} == before
+
+
+def test_folder_that_cannot_be_written(tmp_path, capsys):
+  arguments = arrays_command(tmp_path)
+  arguments.append("--gin.MODEL_DIR='/proc'")
+  assert error_of(arguments, capsys) == (
+    'MODEL_DIR /proc cannot be written (No such file or directory), expected '
+    'a folder that can. Change its permissions or set another MODEL_DIR.'
+  )
+
+
+def test_damaged_record(tmp_path, capsys, code_folder):
+  arguments = records_command(tmp_path)
+  path = tmp_path / 'records' / 'toy' / '1.0.0' / 'toy-train.tfrecord-00002'
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+  assert error_of(arguments, capsys) == (
+    f'{path}: is damaged at record 4 of 6, expected the file as TFDS wrote it. '
+    'Copy it again, or build the dataset again; training then goes on from '
+    'its newest checkpoint.'
+  )
+
+
+@pytest.mark.parametrize(
+  'number, status', [(signal.SIGTERM, 0), (signal.SIGINT, 130)]
+)
+def test_exit_status(
+  tmp_path, capsys, monkeypatch, code_folder, number, status
+):
+  batch = arrays.ArrayDataset.batch
+
+  def stop(self, step):
+    if step == 6:
+      os.kill(os.getpid(), number)
+    return batch(self, step)
+
+  monkeypatch.setattr(arrays.ArrayDataset, 'batch', stop)
+  assert train.main(arrays_command(tmp_path)) == status
+  log = capsys.readouterr().err
+  step = int(re.search(r'Stopped at step (\d+); the same command', log)[1])
+  assert 0 < step < STEPS
+  assert max(checkpoint_steps(tmp_path / 'run')) == step
+  assert f'Saving step {step} held training up for 0.' in log
+
+
+_TWO_HOSTS = """
+import sys, time
+import jax
+from v2meow_jax import train
+jax.distributed.initialize(f'localhost:{sys.argv[1]}', 2, int(sys.argv[2]))
+step = 0
+with train._Signals() as stop:
+  print('ready', flush=True)
+  while not stop.reached(step):
+    step += 1
+    time.sleep(0.01 + 0.002 * jax.process_index())
+    assert step < 3000
+print(step, stop.signal)
+"""
+
+
+def test_all_hosts_stop_at_the_same_step():
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', _TWO_HOSTS, str(port), str(index)],
+      cwd=ROOT,
+      env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  for process in processes:
+    assert process.stdout.readline() == 'ready\n'
+  processes[1].send_signal(signal.SIGTERM)  # only one of them is told
+  answers = [process.communicate(timeout=60)[0] for process in processes]
+  assert answers[0] == answers[1]
+  step, number = map(int, answers[0].split())
+  assert step > 0
+  assert number == signal.SIGTERM

@@ -25,9 +25,10 @@ STEPS = 12
 PERIOD = 4  # steps between checkpoints
 
 # The trainer in a process that kills itself at the COUNTth event (a folder
-# made, a file opened, something renamed or removed) that has WHERE in its path.
+# made, a file opened, something renamed or removed) that has WHERE in its path,
+# or at the COUNTth line of its log that has WHERE in it.
 _KILLED = """
-import os, signal, sys
+import logging, os, signal, sys
 where, count = sys.argv[1], int(sys.argv[2])
 events = {'open', 'os.mkdir', 'os.rename', 'os.rmdir', 'os.remove'}
 
@@ -38,8 +39,13 @@ def note(event, args):
     if count == 0:
       os.kill(os.getpid(), signal.SIGKILL)
 
+class Notes(logging.Handler):
+  def emit(self, record):
+    note('open', [record.getMessage()])
+
 sys.addaudithook(note)
 import v2meow_jax.train
+logging.getLogger('absl').addHandler(Notes())
 sys.exit(v2meow_jax.train.main(sys.argv[3:]))
 """
 
@@ -170,12 +176,10 @@ def test_killed_training_ends_as_if_it_was_not(whole, tmp_path):
   assert checkpoint_steps(run) == [PERIOD]  # no more is lost than since then
 
   # At any step behind it; the same command goes on.
-  process = start(arguments)
   step = luck.randrange(PERIOD + 1, 3 * PERIOD)
-  log = read_until(process, f'step {step} train: ')
-  process.kill()
-  finish(process)
-  assert process.returncode == -signal.SIGKILL
+  process = start(arguments, f'step {step} train: ', 1)
+  log = finish(process)
+  assert process.returncode == -signal.SIGKILL, log
   assert f'Resumed from {run}/checkpoint_{PERIOD}.' in log
   if count > 1:  # the first event comes before there is a folder
     assert f'checkpoint_{broken_off}.orbax-checkpoint-tmp: removed' in log

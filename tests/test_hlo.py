@@ -145,6 +145,7 @@ def test_what_a_fusion_leaves_alone_is_not_moved():
     'ENTRY %main (x: f32[100,8], n: s32[]) -> f32[100,8] {\n'
     '  %x = f32[100,8]{1,0} parameter(0)\n'
     '  %n = s32[] parameter(1)\n'
+    '  %b = f32[9]{0} custom-call(), custom_call_target="AllocateBuffer"\n'
     '  %row = f32[1,8]{1,0} fusion(%x, %n), kind=kLoop, calls=%cut\n'
     '  ROOT %y = f32[100,8]{1,0} fusion(%x, %row, %n), kind=kLoop, calls=%put\n'
     '}\n'

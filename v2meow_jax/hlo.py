@@ -363,6 +363,8 @@ def _hbm_bytes(
   opcode, arrays = instruction.opcode, instruction.arrays
   if opcode in _FREE or opcode.endswith('-done'):
     return 0
+  if opcode == 'custom-call' and 'AllocateBuffer' in instruction.attributes:
+    return 0  # nothing is written yet
   written = sum(array.hbm_bytes for array in arrays)
   operands = [
     computation[name].arrays

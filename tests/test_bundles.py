@@ -10,7 +10,6 @@ import tree
 
 from tests import toy
 from v2meow_jax import bundles
-from v2meow_jax import configs
 from v2meow_jax import errors
 from v2meow_jax import generate
 from v2meow_jax import quantization
@@ -112,7 +111,9 @@ def test_system_without_a_stage(tmp_path, missing):
 @pytest.mark.parametrize('binding', [NO_FINE[0], NO_FINE[1]])
 def test_every_level_is_made_once(tmp_path, binding):
   files = toy.gin_files(tmp_path)
-  with pytest.raises(ValueError, match='^The stages make levels 0, 1, 2, 3'):
+  with pytest.raises(
+    errors.UserError, match='^The stages make levels 0, 1, 2, 3'
+  ):
     with bundles.read_recipe(files, [binding]):
       pass
 
@@ -129,10 +130,7 @@ def test_every_level_is_made_once(tmp_path, binding):
 )
 def test_streams_without_an_extractor(tmp_path, visual, stream):
   files = [*toy.gin_files(tmp_path), f'visual/{visual}.gin']
-  with pytest.raises(ValueError) as error:
-    with bundles.read_recipe(files):
-      pass
-  assert configs.one_line(error.value) == (
+  assert _message(bundles.save, tmp_path / 'new', files, {}) == (
     f'Stage `semantic` needs stream `{stream}`, expected an extractor for it '
     'or a stage that makes it. Add it to bundles.Recipe.visual, or use a file '
     'of gin/visual whose EXTRACTORS make it.'
@@ -245,7 +243,9 @@ def test_weights_of_another_network_are_not_written(made, tmp_path):
 
 def test_system_that_lacks_an_extractor(made, tmp_path):
   files, params, _ = made
-  with pytest.raises(ValueError, match='^Stage `semantic` needs stream `scene'):
+  with pytest.raises(
+    errors.UserError, match='^Stage `semantic` needs stream `scene'
+  ):
     bundles.save(tmp_path / 'new', files, params, ['EXTRACTORS = ()'])
 
 

@@ -245,7 +245,7 @@ def read_recipe(
       configs.parse(
         [os.fspath(file) for file in files], bindings, root='bundles.Recipe'
       )
-      yield gin.get_configurable(Recipe)()
+      yield _make_recipe()
     finally:
       config._set_config_is_locked(False)
       for table, content in zip(tables, saved, strict=True):
@@ -253,6 +253,17 @@ def read_recipe(
         table.update(content)
       config._LOCATION_PREFIXES[:] = search_path
       config._set_config_is_locked(was_locked)
+
+
+def _make_recipe() -> Recipe:
+  """What gin binds; a mistake in it is the user's to mend, in one line."""
+  try:
+    return gin.get_configurable(Recipe)()
+  except ValueError as error:
+    line = configs.one_line(error)
+    if line is None:
+      raise
+    raise errors.UserError(line) from error
 
 
 def save(

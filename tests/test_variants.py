@@ -15,7 +15,6 @@ import pytest
 
 from v2meow_jax import configs
 from v2meow_jax import models
-from v2meow_jax import network
 from v2meow_jax import stages
 
 # Width, heads, depth of a head, MLP; layers of the encoder, of the decoder
@@ -73,12 +72,6 @@ BASE_MILLIONS = {
 T5X_AXES = {
   'vocab', 'embed', 'mlp', 'heads', 'kv', 'joined_kv', 'relpos_buckets',
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def quick_tracing(monkeypatch):
-  """Attention of the target in one block: fewer operations to trace."""
-  monkeypatch.setattr(network, '_BLOCK_QUERIES', 10**6)
 
 
 def recipe(stage, visual, size, style, adaptor='fold'):
@@ -177,7 +170,11 @@ def one_layer(model):
   names = ('num_encoder_layers', 'num_decoder_layers', 'num_layers')
   return (
     dataclasses.replace(model.stage, seconds=1.0),
-    dataclasses.replace(model.config, **dict.fromkeys(names, 1)),
+    dataclasses.replace(
+      model.config,
+      **dict.fromkeys(names, 1),
+      block_queries=10**6,  # fewer operations to trace
+    ),
   )
 
 

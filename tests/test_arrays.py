@@ -10,6 +10,7 @@ import pytest
 
 from v2meow_jax import arrays
 from v2meow_jax import errors
+from v2meow_jax import hosts
 from v2meow_jax import stages
 from v2meow_jax import streams
 from v2meow_jax import vocabularies
@@ -281,6 +282,26 @@ def test_order_follows_from_seed_and_step(folder):
   assert len({tuple(epoch) for epoch in epochs}) > 4
   kept = np.concatenate([b['encoder_caption_mask'] for b in first])
   assert 0.3 < kept.mean() < 0.7
+
+
+@pytest.mark.parametrize('processes', [[0, 0, 1, 1], [0, 1, 1, 0]])
+def test_parts_are_those_of_the_whole_batch(folder, processes):
+  make_dataset = lambda shard=None: arrays.ArrayDataset(
+    folder,
+    make('semantic'),
+    batch_size=8,
+    seed=1,
+    style_dropout=0.5,
+    shard=shard,
+  )
+  whole = make_dataset().batch(5)
+  for process in range(2):
+    shard = hosts.make_shard(np.array(processes)[:, None], process)
+    part = make_dataset(shard).batch(5)
+    rows = np.flatnonzero(np.repeat(processes, 2) == process)
+    assert part.keys() == whole.keys()
+    for name, array in part.items():
+      np.testing.assert_array_equal(array, whole[name][rows], err_msg=name)
 
 
 def test_bad_folders(folder, tmp_path):

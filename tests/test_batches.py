@@ -11,6 +11,7 @@ import tensorflow as tf
 from tests import records as toy_records
 from v2meow_jax import batches
 from v2meow_jax import errors
+from v2meow_jax import hosts
 from v2meow_jax import models
 from v2meow_jax import network
 from v2meow_jax import preprocessors
@@ -100,6 +101,21 @@ def test_passes_and_seeds_differ(make):
   assert (read(first) != read(second)).any()
   assert (read(first) != read(other)).any()
   assert len(set(starts(first))) > 2  # crops are random
+
+
+def test_parts_share_out_the_clips(make):
+  parts = []
+  for process in range(2):
+    shard = hosts.make_shard(np.array([[0], [1]]), process)
+    # Enough batches to read all clips of a part.
+    parts.append(take(make(shard=shard, batch_size=4), 0, 4))
+    assert len(parts[-1][0]['decoder_target_tokens']) == 2
+  clips_ = [
+    {int(x) for b in part for x in b['encoder_scene'][:, 0, 0]}
+    for part in parts
+  ]
+  assert not clips_[0] & clips_[1]
+  assert clips_[0] | clips_[1] == set(range(NUM_CLIPS))
 
 
 def test_split(make):

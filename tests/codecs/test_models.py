@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from v2meow_jax import errors
+from v2meow_jax import hosts
 from v2meow_jax import streams
 from v2meow_jax import weights
 from v2meow_jax.codecs import data
@@ -281,6 +282,19 @@ def test_crops_are_the_files_own_and_resume_exactly(manifest):
   )
   validation = next(make(split='validation').iterator(0))['waveform']
   np.testing.assert_allclose(validation, 0.1, atol=1e-4)
+
+
+def test_parts_are_those_of_the_whole_batch(manifest):
+  make = functools.partial(
+    data.CropDataset, [manifest], 'spectral', 0.4, 'train', 8, seed=1
+  )
+  whole = make().batch(3)['waveform']
+  assert len({row.tobytes() for row in whole}) == 8
+  for process in range(2):
+    shard = hosts.make_shard(np.array([[0], [1], [1], [0]]), process)
+    part = make(shard=shard).batch(3)['waveform']
+    rows = [[0, 1, 6, 7], [2, 3, 4, 5]][process]
+    np.testing.assert_array_equal(part, whole[rows])
 
 
 def test_crops_name_what_is_wrong(manifest):

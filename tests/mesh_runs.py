@@ -24,9 +24,11 @@ from v2meow_jax import streams
 from v2meow_jax import trainer
 
 NUM_DEVICES = 8
-XLA_FLAGS = (
-  f'--xla_force_host_platform_device_count={NUM_DEVICES} '
+FAST_COMPILATION = (
   '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+)
+XLA_FLAGS = (
+  f'--xla_force_host_platform_device_count={NUM_DEVICES} {FAST_COMPILATION}'
 )
 # All ways to write 8 as a product of three factors.
 SHAPES = [

@@ -32,7 +32,7 @@ ADAPTORS = {
   'one': {'frame_positions': 1},
   'three': {'frame_positions': 3},
   'kept': {'frame_positions': None},
-  'blocks': {'frame_positions': None, 'query_block': 7},
+  'blocks': {'frame_positions': None, 'input_block_queries': 7},
 }
 
 

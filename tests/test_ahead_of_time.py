@@ -151,7 +151,7 @@ def test_slices_that_do_not_exist(topology):
 def test_a_row_of_the_table():
   arguments = (
     'compile --topology v5e:2x2 --stage fine --size tiny --batch 8 '
-    '--block_queries 1200 --gin.stages.make.seconds=0.5 '
+    '--causal_block_queries 1200 --gin.stages.make.seconds=0.5 '
     '--gin.network.Config.num_layers=4'
   )
   # With an environment like a user's: libtpu there, and nothing said.

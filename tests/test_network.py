@@ -350,7 +350,7 @@ def test_blocks_of_a_long_target_change_nothing():
     (30, 35, 35),
     (35, 40, 40),
   ]
-  model = stage_examples.make_model(stages.DECODER_ONLY, block_queries=5)
+  model = stage_examples.make_model(stages.DECODER_ONLY, causal_block_queries=5)
   found = stage_examples.compiled_logits(model)(params, batch)
   np.testing.assert_allclose(found, whole, atol=1e-5)
 

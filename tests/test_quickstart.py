@@ -245,7 +245,7 @@ def test_no_training_goes_on_alone(how, checkout, tmp_path):
   if how:
     assert all(map(_alive, pids))
     os.kill(process.pid, how)
-  process.communicate(timeout=20)
+  process.communicate(timeout=60)
   assert process.returncode == ({None: 7}.get(how) or 128 + how)
   _wait_until(lambda: not any(map(_alive, pids)))
   assert not (tmp_path / 'work' / 'bundle').exists()

@@ -173,7 +173,7 @@ def one_layer(model):
     dataclasses.replace(
       model.config,
       **dict.fromkeys(names, 1),
-      block_queries=10**6,  # fewer operations to trace
+      causal_block_queries=10**6,  # fewer operations to trace
     ),
   )
 
@@ -206,7 +206,7 @@ def test_tokens_that_are_kept(size):
     variant = ('semantic', visual, size, 'mulan', 'keep')
     model = parse(*variant)
     check_config(model.config, size)
-    assert model.config.query_block == 128
+    assert model.config.input_block_queries == 128
     variables = shapes(*one_layer(model))
     assert num_params(variables) == count(*variant, layers=1), variant
 

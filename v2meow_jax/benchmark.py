@@ -36,7 +36,7 @@ from v2meow_jax import platforms
 _EXAMPLE = 'data/example.mp4'
 _SIZES = ('tiny', 'small', 'base', 'large')
 # Of `network.Config`, for a training step.
-_OPTIONS = ('dtype', 'remat', 'scan_layers', 'block_queries')
+_OPTIONS = ('dtype', 'remat', 'scan_layers', 'causal_block_queries')
 _STAGES = ('semantic', 'coarse', 'fine')
 
 
@@ -325,7 +325,7 @@ def _add_step(
     help='compute layers in a loop, compiled once (default: %(default)s)',
   )
   add(
-    '--block_queries',
+    '--causal_block_queries',
     type=int,
     default=block,
     help='queries of a block of causal attention (default: %(default)s)',
@@ -387,7 +387,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
       parser.error(f'unrecognized arguments: {argument}')
     name, value = argument.removeprefix('--gin.').split('=', 1)
     args.bindings.append(f'{name} = {value}')
-  for name in ('batch', 'steps', 'block_queries'):
+  for name in ('batch', 'steps', 'causal_block_queries'):
     if getattr(args, name, 1) < 1:
       parser.error(f'--{name} is {getattr(args, name)}, expected 1 or more')
   return args

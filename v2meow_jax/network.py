@@ -53,9 +53,9 @@ class Config:
     frame_positions: positions of the encoder that the tokens of one frame are
       folded into; None keeps a position for each token. Of streams whose
       levels share a codebook.
-    query_block: queries of one block of attention to the inputs, in encoder
-      and decoder, of which no more weights are in memory at once; None for all
-      at once. For long inputs, such as all tokens of frames.
+    input_block_queries: queries of one block of attention to the inputs, in
+      encoder and decoder, of which no more weights are in memory at once; None
+      for all at once. For long inputs, such as all tokens of frames.
     dtype: dtype of activations; parameters and softmax of the loss are
       float32.
     float32_attention_logits: whether attention logits are float32 in any case.
@@ -65,10 +65,10 @@ class Config:
       from parameters stacked in each step: one layer is compiled instead of
       all. Parameters have the same names and numbers as without; the masks of
       dropout are others.
-    block_queries: queries of one block of causal self-attention. Smaller blocks
-      leave out more of the masked half, larger ones make larger products and
-      fewer of them: 128 is best on a CPU, and 512 takes the compiler of TPUs a
-      quarter of the time.
+    causal_block_queries: queries of one block of causal self-attention. Smaller
+      blocks leave out more of the masked half, larger ones make larger products
+      and fewer of them: 128 is best on a CPU, and 512 takes the compiler of TPUs
+      a quarter of the time.
   """
 
   embed_dim: int = 512
@@ -85,12 +85,12 @@ class Config:
   cross_relpos_bias: bool = False
   relpos_locality: float = 0.0
   frame_positions: int | None = 4
-  query_block: int | None = None
+  input_block_queries: int | None = None
   dtype: DType = jnp.float32
   float32_attention_logits: bool = False
   remat: bool = False
   scan_layers: bool = False
-  block_queries: int = 128
+  causal_block_queries: int = 128
 
   def __post_init__(self):
     # gin passes lists; a module's attributes must be hashable.
@@ -133,10 +133,10 @@ def prefix_length(stage: stages.Stage) -> int:
 
 
 def _causal_blocks(
-  prefix: int, length: int, block_queries: int
+  prefix: int, length: int, causal_block_queries: int
 ) -> list[tuple[int, int, int]]:
   """Blocks for `attention.split_blocks`: the prefix if any, then the target."""
-  count = max(1, round((length - prefix) / block_queries))
+  count = max(1, round((length - prefix) / causal_block_queries))
   ends = np.linspace(prefix, length, count + 1).round().astype(int).tolist()
   # The prefix sees all of itself and nothing else.
   blocks = [(0, prefix, prefix)] if prefix else []
@@ -401,12 +401,12 @@ class Decoder(nn.Module):
       bias = self.relpos_bias(places, places)
       if aligned:
         cross_bias = _pair_biases(self.cross_relpos_bias, places, inputs, cfg)
-      elif cfg.query_block is not None:
+      elif cfg.input_block_queries is not None:
         # Blocks without a bias: all pairs are alike.
         zero = lambda *_: jnp.zeros((cfg.num_heads, 1, 1), cfg.dtype)
         nowhere = lambda x: np.zeros_like(x)
         cross_bias = attention.block_bias(
-          zero, nowhere(places), nowhere(inputs), cfg.query_block
+          zero, nowhere(places), nowhere(inputs), cfg.input_block_queries
         )
     elif aligned:
       queries = np.concatenate([inputs, places])
@@ -459,7 +459,7 @@ class Decoder(nn.Module):
     blocks = _causal_blocks(
       min(prefix_length(self.stage), length),
       length,
-      self.config.block_queries,
+      self.config.causal_block_queries,
     )
     biases = attention.split_blocks(bias, blocks)
     run = lambda layer, x: layer(
@@ -593,10 +593,10 @@ def _pair_biases(
   cfg: Config,
 ) -> attention.Bias:
   """Biases of all pairs, in blocks where the config asks for them."""
-  if cfg.query_block is None:
+  if cfg.input_block_queries is None:
     return biases(query_positions, key_positions)
   return attention.block_bias(
-    biases, query_positions, key_positions, cfg.query_block
+    biases, query_positions, key_positions, cfg.input_block_queries
   )
 
 

@@ -67,8 +67,8 @@ class Config:
       dropout are others.
     causal_block_queries: queries of one block of causal self-attention. Smaller
       blocks leave out more of the masked half, larger ones make larger products
-      and fewer of them: 128 is best on a CPU, and 512 takes the compiler of TPUs
-      a quarter of the time.
+      and fewer of them: 128 is best on a CPU, 512 takes the compiler of TPUs a
+      quarter of the time.
   """
 
   embed_dim: int = 512

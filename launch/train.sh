@@ -9,6 +9,8 @@
 # STAGE is semantic, coarse, coarse_visual or fine (a file of gin/stages).
 #   --model_dir DIR    where checkpoints, metrics and params.safetensors go
 #   --size SIZE        file of gin/sizes (default: small)
+#   --device NAME      file of gin/devices: accelerator for TPUs and GPUs
+#                      (default: none, for a CPU)
 #   --dataset NAME     file of gin/datasets (default: toy)
 #   --arrays DIR       read what `v2meow prepare … --arrays` wrote; this needs
 #                      no TensorFlow (default: the dataset's TFDS records)
@@ -53,7 +55,7 @@ quote() {
 
 stage='' model_dir='' arrays='' data_dir=''
 size=small dataset=toy visual=scene codec=spectrogram tokenizer=spectral
-style=caption engine=v2meow
+style=caption engine=v2meow device=''
 dry_run=false
 more=()
 while [[ $# -gt 0 ]]; do
@@ -77,8 +79,8 @@ while [[ $# -gt 0 ]]; do
       ;;
   esac
   case $1 in
-    --model_dir | --size | --dataset | --arrays | --data_dir | --visual | \
-      --codec | --tokenizer | --style | --engine | --gin_file)
+    --model_dir | --size | --device | --dataset | --arrays | --data_dir | \
+      --visual | --codec | --tokenizer | --style | --engine | --gin_file)
       [[ $# -ge 2 ]] || fail "$1 has no value, expected one."
       if [[ $1 == --gin_file ]]; then
         more+=("--gin_file=$2")
@@ -114,8 +116,8 @@ esac
 road=records
 [[ -z $arrays ]] || road=arrays
 files=()
-for file in "sizes/$size" "visual/$visual" "codecs/$codec" \
-  "tokenizers/$tokenizer" "style/$style" "datasets/$dataset" \
+for file in "sizes/$size" ${device:+"devices/$device"} "visual/$visual" \
+  "codecs/$codec" "tokenizers/$tokenizer" "style/$style" "datasets/$dataset" \
   "datasets/$road" "stages/$stage" "$run"; do
   files+=("--gin_file=$gin$file.gin")
 done

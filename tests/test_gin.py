@@ -114,6 +114,32 @@ def test_every_size_is_built(stage, size):
   assert mlp['wo']['kernel'].shape == (config.mlp_dim, config.embed_dim)
 
 
+@pytest.mark.parametrize('device', names('devices'))
+def test_every_kind_of_device_gives_the_same_parameters(device):
+  files = recipe('semantic')
+  files.insert(1, f'devices/{device}.gin')
+  bindings = [
+    *BINDINGS,
+    'stages.make.seconds = 1.0',
+    'network.Config.num_encoder_layers = 2',
+  ]
+  configs.parse(recipe('semantic'), bindings, root='train.train')
+  expected = build(gin.get_bindings('train.train'))
+  configs.parse(files, bindings, root='train.train')
+  values = gin.get_bindings('train.train')
+  assert build(values) == expected  # shapes, names and float32
+  model = values['model']
+  assert model.config.dtype == 'bfloat16'
+  batch = {
+    name: jax.ShapeDtypeStruct(shape, 'float32' if len(shape) == 3 else 'int32')
+    for name, shape in model.feature_shapes(2).items()
+  }
+  key = jax.eval_shape(lambda: jax.random.PRNGKey(0))
+  loss = jax.make_jaxpr(model.loss_fn)(expected, batch, key)
+  for name in ('bf16', 'scan[', 'remat'):
+    assert name in str(loss), name
+
+
 @pytest.mark.parametrize('road', ROADS)
 @pytest.mark.parametrize('dataset', DATASETS)
 def test_every_dataset_gives_batches(dataset, road):

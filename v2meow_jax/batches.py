@@ -83,6 +83,7 @@ class SeqioDataset:
     """
     import tensorflow as tf
 
+    damage = tf.errors.OpError  # by name: modules may be gone at the very end
     records.check_sizes(self._name, self._split)
     steps, groups = self._layout()
     number, skip = divmod(start_step, steps)
@@ -90,7 +91,7 @@ class SeqioDataset:
       try:
         dataset = self._pass(number, groups).take(steps).skip(skip)
         yield from dataset.as_numpy_iterator()
-      except tf.errors.OpError:
+      except damage:
         records.find_damage(self._name, self._split)
         raise  # the files are as they were
       number, skip = number + 1, 0

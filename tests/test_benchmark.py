@@ -101,6 +101,38 @@ def test_train_times_steps_and_counts_tokens(code_folder, capsys):
   assert 50 < line['peak_memory_mb'] < 8000
 
 
+def test_input_reads_the_records(tmp_path, capsys):
+  from tests import records  # imports TensorFlow
+
+  records.write(tmp_path)
+  arguments = [
+    *'input --stage semantic --dataset toy:1.0.0 --batch 4 --steps 3'.split(),
+    f'--data_dir={tmp_path}',
+    "--gin.VISUAL=('scene',)",
+    "--gin.SEMANTIC='spectral_semantic'",
+    '--gin.STYLE=None',
+    '--gin.stages.make.seconds=2.0',
+  ]
+  assert benchmark.main(arguments) == 0
+  line = json.loads(capsys.readouterr().out)
+  assert line['benchmark'] == 'input'
+  assert (line['stage'], line['batch'], line['steps']) == ('semantic', 4, 3)
+  assert line['examples_per_second'] == pytest.approx(
+    12 / line['seconds'], rel=1e-3
+  )
+  # Of 2 s: 20 frames of 64 features and a mask, 50 ids three times.
+  assert line['batch_bytes'] == 4 * 4 * (20 * 65 + 3 * 50)
+  assert line['cpu_seconds_per_example'] > 0
+  assert benchmark.main([*arguments, '--stage', 'none']) == 1
+  assert 'error: Unknown stage `none`' in capsys.readouterr().err
+  # The records hold no stream of the paper.
+  assert benchmark.main([*arguments, "--gin.VISUAL=('clip',)"]) == 1
+  assert (
+    'no stream clip, which stage `semantic` needs; found scene, '
+    'spectral_semantic. Prepare the records again'
+  ) in capsys.readouterr().err
+
+
 def test_a_step_is_compiled_once(monkeypatch):
   traced = []
   original = trainer.Trainer._train_step_fn

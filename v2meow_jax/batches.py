@@ -84,6 +84,7 @@ class SeqioDataset:
     import tensorflow as tf
 
     damage = tf.errors.OpError  # by name: modules may be gone at the very end
+    records.check_streams(self._name, self._model.stage)
     records.check_sizes(self._name, self._split)
     steps, groups = self._layout()
     number, skip = divmod(start_step, steps)

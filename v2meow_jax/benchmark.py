@@ -6,6 +6,8 @@
       --steps 10
   python -m v2meow_jax.benchmark compile --topology v5e:16x16 --stage coarse \
       --size base --batch 2048
+  python -m v2meow_jax.benchmark input --stage coarse --dataset clips:1.0.0 \
+      --data_dir records --batch 64
 
 `generate` runs the whole road of a clip twice in one process: the first run
 compiles (or reads the cache of compiled code), the second is what a further
@@ -13,7 +15,8 @@ clip costs. `decode` runs the loop of one stage alone, with random weights of
 the paper's geometry: what a size costs before anything is trained. `train`
 times the training step of a stage, on noise. `compile` compiles that step for a
 TPU slice that need not be there (extra `tpu`): what it would need of a chip and
-how fast it can be at most.
+how fast it can be at most. `input` reads the batches of a stage from TFDS
+records, and trains nothing.
 """
 
 import argparse
@@ -286,6 +289,22 @@ def _measure_step(args: argparse.Namespace) -> dict:
   return {name: getattr(args, name) for name in names} | line
 
 
+def _measure_input(args: argparse.Namespace) -> dict:
+  from v2meow_jax import reading_speed
+
+  line = reading_speed.measure(
+    args.stage,
+    args.dataset,
+    args.data_dir,
+    args.batch,
+    args.steps,
+    args.gin_file,
+    args.bindings,
+  )
+  names = ('stage', 'dataset', 'batch')
+  return {name: getattr(args, name) for name in names} | line
+
+
 def _add_step(
   commands, name: str, summary: str, dtype: str, saves: bool, block: int
 ) -> argparse.ArgumentParser:
@@ -330,14 +349,18 @@ def _add_step(
     default=block,
     help='queries of a block of causal attention (default: %(default)s)',
   )
-  add(
+  _add_gin_file(command)
+  return command
+
+
+def _add_gin_file(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
     '--gin_file',
     action='append',
     default=[],
     metavar='FILE',
     help='one more gin file, behind those of the recipe; may be repeated',
   )
-  return command
 
 
 def _parse_mesh(text: str) -> tuple[int, ...]:
@@ -380,10 +403,18 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
   command.add_argument(
     '--topology', required=True, help='chip and shape, such as v5e:16x16'
   )
+  command = commands.add_parser('input', help='batches from TFDS records')
+  add = command.add_argument
+  add('--stage', required=True, help='file of gin/stages')
+  add('--dataset', required=True, help='TFDS dataset, such as clips:1.0.0')
+  add('--data_dir', help="folder of the records (default: TFDS's own)")
+  add('--batch', type=int, default=64, help='examples (default: %(default)s)')
+  add('--steps', type=int, default=100, help='batches (default: %(default)s)')
+  _add_gin_file(command)
   args, rest = parser.parse_known_args(argv)
   args.bindings = []
   for argument in rest:
-    if 'remat' not in args or not re.match(r'--gin\.[^=]+=', argument):
+    if 'gin_file' not in args or not re.match(r'--gin\.[^=]+=', argument):
       parser.error(f'unrecognized arguments: {argument}')
     name, value = argument.removeprefix('--gin.').split('=', 1)
     args.bindings.append(f'{name} = {value}')
@@ -402,6 +433,8 @@ def main(argv: Sequence[str]) -> int:
       line = measure_generate(args.video, args.model, args.seed, args.text)
     elif args.what == 'decode':
       line = measure_decode(args.size, args.batch, args.steps, args.stage)
+    elif args.what == 'input':
+      line = _measure_input(args)
     else:
       line = _measure_step(args)
   except errors.UserError as error:

@@ -12,6 +12,8 @@ import os
 from absl import logging
 
 from v2meow_jax import errors
+from v2meow_jax import stages
+from v2meow_jax import streams
 
 # TFRecord: length and two CRCs around each example.
 _BYTES_AROUND = 16
@@ -42,6 +44,30 @@ def check_sizes(name: str, split: str) -> None:
       raise _error(e.filename, 'is missing') from e
     if size != int(facts.num_bytes) + _BYTES_AROUND * facts.num_examples:
       find_damage(name, split)
+
+
+def check_streams(name: str, stage: stages.Stage) -> None:
+  """Checks that the records hold what a stage sees.
+
+  Args:
+    name: registered task or mixture.
+    stage: the stage.
+
+  Raises:
+    UserError: a stream is missing; it names the stream and what there is.
+  """
+  for data in _datasets(name):
+    held = data.builder.info.features
+    missing = sorted(
+      {view.name for view in (*stage.inputs, stage.target)} - set(held)
+    )
+    if missing:
+      found = ', '.join(sorted(set(held) & set(streams.STREAMS))) or 'none'
+      raise errors.UserError(
+        f'{data.builder.data_dir}: no stream {" and ".join(missing)}, which '
+        f'stage `{stage.name}` needs; found {found}. Prepare the records again '
+        'with --streams, or choose other files of gin/.'
+      )
 
 
 def find_damage(name: str, split: str) -> None:

@@ -19,7 +19,7 @@ from v2meow_jax import partitioning
 from v2meow_jax import trainer
 
 # The paper's streams (V2Meow, Model Details), at its best visual choice.
-_GEOMETRY = {
+GEOMETRY = {
   'VISUAL': ('clip', 'i3d_flow'),
   'STYLE': 'mulan',
   'SEMANTIC': 'w2v_bert',
@@ -119,13 +119,13 @@ def make(
       fit.
   """
   paths = [
-    _choose('sizes', 'size', size),
-    _choose('stages', 'stage', stage),
+    choose('sizes', 'size', size),
+    choose('stages', 'stage', stage),
     'runs/train.gin',
     *gin_files,
   ]
   values = {
-    **_GEOMETRY,
+    **GEOMETRY,
     'BATCH_SIZE': batch_size,
     'TRAIN_STEPS': 1_000_000,
     'MODEL_DIR': '',
@@ -145,7 +145,12 @@ def make(
   )
 
 
-def _choose(folder: str, what: str, name: str) -> str:
+def choose(folder: str, what: str, name: str) -> str:
+  """Returns the gin file `folder/name.gin`.
+
+  Raises:
+    UserError: there is no such file; `what` is the option that named it.
+  """
   path = configs.folder() / folder / f'{name}.gin'
   if not path.is_file():
     names = ', '.join(sorted(x.stem for x in path.parent.glob('*.gin')))

@@ -104,9 +104,9 @@ def test_train_times_steps_and_counts_tokens(code_folder, capsys):
 def test_input_reads_the_records(tmp_path, capsys):
   from tests import records  # imports TensorFlow
 
-  records.write(tmp_path)
+  records.write(tmp_path, name='read')
   arguments = [
-    *'input --stage semantic --dataset toy:1.0.0 --batch 4 --steps 3'.split(),
+    *'input --stage semantic --dataset read:1.0.0 --batch 4 --steps 3'.split(),
     f'--data_dir={tmp_path}',
     "--gin.VISUAL=('scene',)",
     "--gin.SEMANTIC='spectral_semantic'",

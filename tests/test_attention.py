@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from v2meow_jax import attention
+from v2meow_jax import relative_positions
 
 HEADS, DEPTH, BATCH = 2, 4, 2
 
 
 def make_biases(rng):
   """Biases of the pairs of positions, and what they follow from."""
-  module = attention.RelativePositionBiases(
+  module = relative_positions.Biases(
     num_buckets=8, max_distance=12, num_heads=HEADS, bidirectional=True
   )
   table = rng.standard_normal((HEADS, 8), 'f4')
@@ -34,7 +35,9 @@ def test_blocks_equal_all_at_once(rng, block):
   biases, table = make_biases(rng)
   # Three frames of six tokens at one time each, and one that has no time.
   queries = np.arange(20, dtype=np.int32)
-  keys = np.append(np.repeat([0, 6, 12], 6), attention.UNTIMED).astype('i4')
+  keys = np.append(np.repeat([0, 6, 12], 6), relative_positions.UNTIMED).astype(
+    'i4'
+  )
   operands = make_operands(rng, len(queries), len(keys))
   padding = np.zeros((BATCH, len(keys)), 'f4')
   padding[1, -4:] = attention.MASK_VALUE

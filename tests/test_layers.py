@@ -8,6 +8,7 @@ import pytest
 
 from v2meow_jax import attention
 from v2meow_jax import layers
+from v2meow_jax import relative_positions
 
 
 def naive_bucket(relative_position, bidirectional, num_buckets, max_distance):
@@ -32,7 +33,7 @@ def naive_bucket(relative_position, bidirectional, num_buckets, max_distance):
 @pytest.mark.parametrize('sizes', [(32, 128), (16, 20), (128, 1024)])
 def test_relative_position_bucket_is_as_defined(bidirectional, sizes):
   places = np.arange(-1500, 1500)
-  found = attention.relative_position_bucket(places, bidirectional, *sizes)
+  found = relative_positions.bucket(places, bidirectional, *sizes)
   expected = [naive_bucket(p, bidirectional, *sizes) for p in places]
   np.testing.assert_array_equal(found, expected)
   assert found.min() == 0
@@ -48,7 +49,8 @@ def test_relative_position_bucket_is_that_of_t5x(bidirectional):
     places, bidirectional, 32, 128
   )
   np.testing.assert_array_equal(
-    attention.relative_position_bucket(places, bidirectional, 32, 128), expected
+    relative_positions.bucket(places, bidirectional, 32, 128),
+    expected,
   )
 
 
@@ -60,17 +62,17 @@ def importorskip_t5x(name):
 
 
 def test_biases_share_the_table_by_distance(rng):
-  module = attention.RelativePositionBiases(
+  module = relative_positions.Biases(
     num_buckets=8, max_distance=16, num_heads=2, bidirectional=True
   )
   table = rng.standard_normal((2, 8), 'f4')
-  queries = np.array([0, 3, attention.UNTIMED], 'i4')
-  keys = np.array([5, 0, attention.UNTIMED, -20], 'i4')
+  queries = np.array([0, 3, relative_positions.UNTIMED], 'i4')
+  keys = np.array([5, 0, relative_positions.UNTIMED, -20], 'i4')
   bias = module.apply({'params': {'rel_embedding': table}}, queries, keys)
   assert bias.shape == (2, 3, 4)
   for i, query in enumerate(queries):
     for j, key in enumerate(keys):
-      untimed = attention.UNTIMED in (query, key)
+      untimed = relative_positions.UNTIMED in (query, key)
       # Without time, the bucket of the farthest past: the last of its half.
       bucket = 3 if untimed else naive_bucket(int(key - query), True, 8, 16)
       np.testing.assert_array_equal(bias[:, i, j], table[:, bucket])
@@ -78,17 +80,17 @@ def test_biases_share_the_table_by_distance(rng):
 
 @pytest.mark.parametrize('bidirectional', [True, False])
 def test_biases_of_a_tpu_are_the_same(bidirectional, rng):
-  buckets = lambda distances: attention.relative_position_bucket(
+  buckets = lambda distances: relative_positions.bucket(
     distances, bidirectional, 8, 16
   )
   table = rng.standard_normal((2, 8), 'f4')
-  queries = np.array([0, 3, 40, attention.UNTIMED], 'i4')
-  keys = np.array([5, 0, attention.UNTIMED, -20, 40], 'i4')
-  distances = attention._distances(queries, keys)
-  gather = lambda table: attention._gather_bias(
+  queries = np.array([0, 3, 40, relative_positions.UNTIMED], 'i4')
+  keys = np.array([5, 0, relative_positions.UNTIMED, -20, 40], 'i4')
+  distances = relative_positions._distances(queries, keys)
+  gather = lambda table: relative_positions._gather_bias(
     table, buckets(distances), queries, keys
   )
-  multiply = lambda table: attention._multiply_bias(
+  multiply = lambda table: relative_positions._multiply_bias(
     table, distances, buckets(distances), queries, keys, jnp.float32
   )
   np.testing.assert_array_equal(multiply(table), gather(table))
@@ -256,7 +258,7 @@ def test_unknown_activation_names_the_known_ones(rng):
 
 
 def test_locality_prefers_what_is_near_before_training():
-  biases = attention.RelativePositionBiases(
+  biases = relative_positions.Biases(
     num_buckets=32,
     max_distance=128,
     num_heads=3,
@@ -264,7 +266,7 @@ def test_locality_prefers_what_is_near_before_training():
     locality=4.0,
   )
   queries = np.array([50])
-  keys = np.array([50, 51, 40, 120, attention.UNTIMED])
+  keys = np.array([50, 51, 40, 120, relative_positions.UNTIMED])
   params = biases.init(jax.random.PRNGKey(0), queries, keys)
   bias = np.asarray(biases.apply(params, queries, keys))[:, 0]
   noise = 0.5  # T5's own initial table reaches 0.41: sqrt(6 / 35)

@@ -13,6 +13,7 @@ from v2meow_jax import attention
 from v2meow_jax import layers
 from v2meow_jax import models
 from v2meow_jax import network
+from v2meow_jax import relative_positions
 from v2meow_jax import stages
 from v2meow_jax import streams
 
@@ -157,7 +158,9 @@ def test_streams_of_different_rates_line_up():
     [0, 2, 3, 4, 6, 8, 9, 10, 12, 14, 15, 16, 18, 20, 21, 22],
   )
   np.testing.assert_array_equal(place(stage_examples.CODES), np.arange(24))
-  np.testing.assert_array_equal(place(stage_examples.STYLE), attention.UNTIMED)
+  np.testing.assert_array_equal(
+    place(stage_examples.STYLE), relative_positions.UNTIMED
+  )
   # Half a second into any of them is the same place.
   assert place(stage_examples.WORDS)[4] == place(stage_examples.CODES)[6] == 6
 
@@ -178,12 +181,12 @@ def test_bias_of_two_positions_follows_from_their_times(architecture):
   decoder = params['decoder']
   queries = network.positions(stage.target, stage)
   keys = network.input_positions(stage, model.config)
-  bucket = lambda distance, bidirectional: attention.relative_position_bucket(
+  bucket = lambda distance, bidirectional: relative_positions.bucket(
     np.array(distance), bidirectional, 16, 20
   )
   for i, query in enumerate(queries):
     for j, key in enumerate(keys):
-      distance = -(10**6) if key == attention.UNTIMED else key - query
+      distance = -(10**6) if key == relative_positions.UNTIMED else key - query
       table = decoder['cross_relpos_bias']['rel_embedding']
       np.testing.assert_array_equal(
         cross_bias[:, i, j], table[:, bucket(distance, True)]
@@ -416,9 +419,24 @@ def test_remat_changes_nothing():
   gradient = lambda model: jax.jit(
     jax.grad(lambda params: jnp.sum(run(model)(params, batch) ** 2))
   )(params)
-  found = gradient(stage_examples.make_model(architecture, remat=True))
-  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(gradient(model))):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+  expected = gradient(model)
+  products = {}
+  for policy in (None, 'dots_with_no_batch_dims_saveable'):
+    again = stage_examples.make_model(
+      architecture, remat=True, remat_policy=policy
+    )
+    found = gradient(again)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+      np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+    step = jax.make_jaxpr(jax.grad(lambda p, m=again: m.eval_fn(p, batch)[0]))
+    products[policy] = str(step(params)).count('dot_general')
+  # What is kept is not computed twice.
+  assert products['dots_with_no_batch_dims_saveable'] < products[None]
+
+
+def test_unknown_remat_policy_is_refused():
+  with pytest.raises(ValueError, match='remat_policy is `all`, expected None'):
+    network.Config(remat_policy='all')
 
 
 def test_bfloat16_is_near_float32():

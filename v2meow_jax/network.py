@@ -20,10 +20,19 @@ import numpy as np
 from v2meow_jax import adaptors
 from v2meow_jax import attention
 from v2meow_jax import layers
+from v2meow_jax import relative_positions
 from v2meow_jax import stages
 
 Array = jax.Array
 DType = Any
+
+# Of `jax.checkpoint_policies`, those that need no arguments.
+_POLICIES = (
+  'everything_saveable',
+  'nothing_saveable',
+  'dots_saveable',
+  'dots_with_no_batch_dims_saveable',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Config:
       follow the picture in time. False is T5X: no bias in cross-attention,
       and in a decoder-only network the prefix lies before the target.
     relpos_locality: how much the biases prefer what is near before training,
-      see `attention.RelativePositionBiases`. With 0, as in T5X, a small network
+      see `relative_positions.Biases`. With 0, as in T5X, a small network
       takes long to find out which moment of its inputs a position belongs to.
     frame_positions: positions of the encoder that the tokens of one frame are
       folded into; None keeps a position for each token. Of streams whose
@@ -61,6 +70,10 @@ class Config:
     float32_attention_logits: whether attention logits are float32 in any case.
     remat: whether the backward pass computes each layer again instead of
       keeping its activations.
+    remat_policy: what it keeps all the same, by a name of
+      `jax.checkpoint_policies`: 'dots_with_no_batch_dims_saveable' keeps the
+      products with parameters and computes those of attention again. None keeps
+      the input of each layer alone.
     scan_layers: whether a loop computes the layers of a stack that are alike,
       from parameters stacked in each step: one layer is compiled instead of
       all. Parameters have the same names and numbers as without; the masks of
@@ -89,12 +102,18 @@ class Config:
   dtype: DType = jnp.float32
   float32_attention_logits: bool = False
   remat: bool = False
+  remat_policy: str | None = None
   scan_layers: bool = False
   causal_block_queries: int = 128
 
   def __post_init__(self):
     # gin passes lists; a module's attributes must be hashable.
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
+    if self.remat_policy is not None and self.remat_policy not in _POLICIES:
+      raise ValueError(
+        f'remat_policy is `{self.remat_policy}`, expected None or one of '
+        f'{", ".join(_POLICIES)}. Set network.Config.remat_policy.'
+      )
 
 
 def positions(view: stages.View, stage: stages.Stage) -> np.ndarray:
@@ -109,7 +128,7 @@ def positions(view: stages.View, stage: stages.Stage) -> np.ndarray:
     crop; `UNTIMED` for a once-per-clip stream.
   """
   if not view.spec.is_timed:
-    return np.full(1, attention.UNTIMED, np.int32)
+    return np.full(1, relative_positions.UNTIMED, np.int32)
   order = np.arange(view.length(stage.seconds))
   if view.spec.shares_codebook:
     order //= view.num_levels  # the tokens of a frame are at its time
@@ -293,9 +312,7 @@ class Encoder(nn.Module):
           cfg.dtype,
         )
         setattr(self, f'{view.name}_adaptor', adaptor)
-    layer_class = EncoderLayer
-    if cfg.remat:
-      layer_class = nn.remat(EncoderLayer, static_argnums=(4,))
+    layer_class = _remat(cfg, EncoderLayer, static_argnums=(4,))
     self.layers = [layer_class(cfg) for _ in range(cfg.num_encoder_layers)]
     self.encoder_norm = _norm(cfg)
     self.dropout = _dropout(cfg)
@@ -368,9 +385,7 @@ class Decoder(nn.Module):
     self.relpos_bias = _relative_positions(cfg, bidirectional=False)
     if cfg.cross_relpos_bias:
       self.cross_relpos_bias = _relative_positions(cfg, bidirectional=True)
-    layer_class = DecoderLayer
-    if cfg.remat:
-      layer_class = nn.remat(DecoderLayer, static_argnums=(7, 8))
+    layer_class = _remat(cfg, DecoderLayer, static_argnums=(7, 8))
     num_layers = cfg.num_decoder_layers if has_encoder else cfg.num_layers
     self.layers = [layer_class(cfg, has_encoder) for _ in range(num_layers)]
     self.decoder_norm = _norm(cfg)
@@ -587,7 +602,7 @@ class Transformer(nn.Module):
 
 
 def _pair_biases(
-  biases: attention.RelativePositionBiases,
+  biases: relative_positions.Biases,
   query_positions: np.ndarray,
   key_positions: np.ndarray,
   cfg: Config,
@@ -649,6 +664,18 @@ def _apply_layers(
   ]
 
 
+def _remat(
+  cfg: Config, layer_class: type[nn.Module], static_argnums: tuple[int, ...]
+) -> type[nn.Module]:
+  """A layer whose activations are kept or made again, as the config says."""
+  if not cfg.remat:
+    return layer_class
+  policy = cfg.remat_policy and getattr(
+    jax.checkpoint_policies, cfg.remat_policy
+  )
+  return nn.remat(layer_class, static_argnums=static_argnums, policy=policy)
+
+
 def _norm(cfg: Config) -> layers.LayerNorm:
   return layers.LayerNorm(cfg.embed_dim, cfg.dtype)
 
@@ -685,8 +712,8 @@ def _embedder(stage: stages.Stage, cfg: Config) -> layers.Embed:
 
 def _relative_positions(
   cfg: Config, bidirectional: bool
-) -> attention.RelativePositionBiases:
-  return attention.RelativePositionBiases(
+) -> relative_positions.Biases:
+  return relative_positions.Biases(
     num_buckets=cfg.num_buckets,
     max_distance=cfg.max_distance,
     num_heads=cfg.num_heads,

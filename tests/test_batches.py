@@ -143,6 +143,13 @@ def recorded(tmp_path):
   seqio.TaskRegistry.remove(name)
 
 
+def test_records_are_parsed_for_what_the_stage_sees(recorded):
+  source = seqio.get_mixture_or_task(recorded[0]).source
+  assert {'text', 'seconds'} < set(source.tfds_dataset.builder.info.features)
+  read = source.get_dataset('train', shuffle=False).element_spec
+  assert set(read) == {'clip_id', 'scene', 'spectral_semantic'}
+
+
 def test_records_are_read_in_groups_of_files(recorded):
   _, paths, make = recorded
   whole = take(make(seed=1), 0, 12)

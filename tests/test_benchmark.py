@@ -123,6 +123,7 @@ def test_input_reads_the_records(tmp_path, capsys):
   # Of 2 s: 20 frames of 64 features and a mask, 50 ids three times.
   assert line['batch_bytes'] == 4 * 4 * (20 * 65 + 3 * 50)
   assert line['cpu_seconds_per_example'] > 0
+  assert line['kept_in_memory']  # 24 clips
   assert benchmark.main([*arguments, '--stage', 'none']) == 1
   assert 'error: Unknown stage `none`' in capsys.readouterr().err
   # The records hold no stream of the paper.

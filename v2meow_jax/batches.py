@@ -75,6 +75,14 @@ class SeqioDataset:
     self._use_cached = use_cached
     self._shard = shard or hosts.Shard()
 
+  @property
+  def num_examples(self) -> int:
+    """Examples of the split; 0 where that is not known."""
+    import seqio
+
+    provider = seqio.get_mixture_or_task(self._name)
+    return provider.num_input_examples(self._split) or 0
+
   def iterator(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Yields the batches from step `start_step` on, without end.
 
@@ -102,8 +110,7 @@ class SeqioDataset:
     import seqio
 
     provider = seqio.get_mixture_or_task(self._name)
-    num_examples = provider.num_input_examples(self._split) or 0
-    epoch = -(-num_examples // self._batch_size)
+    epoch = -(-self.num_examples // self._batch_size)
     groups = 1
     # Of a mixture, an epoch is not defined; cached files are seqio's own.
     if isinstance(provider, seqio.Task) and not self._use_cached:

@@ -26,6 +26,12 @@ def _views(stage: stages.Stage) -> Iterator[tuple[str, stages.View]]:
   yield TARGETS, stage.target
 
 
+def record_features(stage: stages.Stage) -> dict[str, bool]:
+  """Names of what `select` reads of a record, as TFDS takes them."""
+  names = {view.name for _, view in _views(stage)}
+  return dict.fromkeys(sorted(names | {'clip_id'}), True)
+
+
 @seqio.map_over_dataset
 def select(features: Features, stage: stages.Stage) -> Features:
   """Keeps the streams and levels that a stage sees.

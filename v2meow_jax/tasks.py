@@ -13,6 +13,7 @@ import threading
 
 import seqio
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from v2meow_jax import preprocessors
 from v2meow_jax import stages
@@ -164,7 +165,14 @@ def register(
       )
     seqio.TaskRegistry.add(
       name,
-      source=seqio.TfdsDataSource(tfds_name=dataset, tfds_data_dir=data_dir),
+      source=seqio.TfdsDataSource(
+        tfds_name=dataset,
+        tfds_data_dir=data_dir,
+        # A record holds all streams: parse what the stage sees.
+        decoders=tfds.decode.PartialDecoding(
+          preprocessors.record_features(stage)
+        ),
+      ),
       preprocessors=steps,
       output_features=output_features(stage),
       metric_fns=task_metrics.metric_fns(stage),

@@ -283,7 +283,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
   # Only process 0 speaks and exports.
   said = first.log.read_text()
   assert 'Process 0 of 2, with 2 of 4 devices.' in said
-  assert '4 devices, 1 data x 4 fsdp x 1 model: each holds' in said
+  assert 'Mesh: data 1, fsdp 4, model 1; 4 devices (cpu), 2 processes' in said
   assert f'Resumed from {tmp_path}/to_two/checkpoint_2' in said
   assert said.count('Wrote the parameters of checkpoint_') == 2
   assert 'step 1' in said

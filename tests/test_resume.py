@@ -323,10 +323,10 @@ def test_exit_status(
 _TWO_HOSTS = """
 import sys, time
 import jax
-from v2meow_jax import train
+from v2meow_jax import signals
 jax.distributed.initialize(f'localhost:{sys.argv[1]}', 2, int(sys.argv[2]))
 step = 0
-with train._Signals() as stop:
+with signals.StopSignals() as stop:
   print('ready', flush=True)
   while not stop.reached(step):
     step += 1

@@ -233,20 +233,6 @@ def param_shardings(
   )
 
 
-def describe(state: PyTree) -> str:
-  """One line on what each device holds of `ShapeDtypeStruct`s."""
-  leaves = jax.tree.leaves(state)
-  mesh = leaves[0].sharding.mesh
-  size = lambda shape, leaf: math.prod(shape) * leaf.dtype.itemsize
-  total = sum(size(leaf.shape, leaf) for leaf in leaves)
-  share = sum(size(x.sharding.shard_shape(x.shape), x) for x in leaves)
-  axes = ' x '.join(f'{count} {axis}' for axis, count in mesh.shape.items())
-  return (
-    f'{mesh.size} devices, {axes}: each holds {share / 1e6:,.1f} MB of the '
-    f'{total / 1e6:,.1f} MB of parameters and optimizer state.'
-  )
-
-
 @dataclasses.dataclass(frozen=True)
 class _Slot:
   """An array of an optimizer's state; no pytree, so that it stays a leaf.

@@ -56,6 +56,18 @@ def device_bytes(tree: PyTree) -> int:
   )
 
 
+def placement(state: checkpoints.TrainState, mesh: jax.sharding.Mesh) -> str:
+  """Returns one line on the mesh and what a device holds of the state."""
+  shape = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
+  leaves = jax.tree.leaves(state)
+  total = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in leaves)
+  return (
+    f'Mesh: {shape}; {mesh.size} devices ({mesh.devices.flat[0].device_kind}), '
+    f'{jax.process_count()} processes; each device holds '
+    f'{device_bytes(state) / 2**20:.2f} of {total / 2**20:.2f} MiB of state'
+  )
+
+
 def batch_shapes(
   batch: Mapping[str, np.ndarray], batch_size: int, mesh: jax.sharding.Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
@@ -123,8 +135,6 @@ def describe(
   Returns:
     Several lines of text.
   """
-  device = mesh.devices.flat[0]
-  shape = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
   parts = memory(state, batch_shapes(batch, batch_size, mesh), compiled)
   width = max(map(len, parts))
   left_out = '' if compiled else ' and activations (not estimated)'
@@ -133,8 +143,7 @@ def describe(
       parameter_table(state.params),
       f'First batch, of {batch_size} examples:',
       batch_table(batch),
-      f'Mesh: {shape}; {mesh.size} devices ({device.device_kind}), '
-      f'{jax.process_count()} processes',
+      placement(state, mesh),
       'Memory of one device in a step:',
       *(f'  {k:{width}} {v / 2**20:10.2f} MiB' for k, v in parts.items()),
       f'  {"in all":{width}} {sum(parts.values()) / 2**20:10.2f} MiB{left_out}',

@@ -20,7 +20,6 @@ import pathlib
 import signal
 import sys
 import tempfile
-import threading
 import time
 from typing import Any
 
@@ -29,7 +28,6 @@ from absl import logging
 from flax import linen as nn
 import gin
 import jax
-from jax.experimental import multihost_utils
 import optax
 
 from v2meow_jax import checkpoints
@@ -42,6 +40,7 @@ from v2meow_jax import partitioning
 from v2meow_jax import platforms
 from v2meow_jax import prefetching
 from v2meow_jax import progress
+from v2meow_jax import signals
 from v2meow_jax import summaries
 from v2meow_jax import trainer
 from v2meow_jax import utilization
@@ -159,7 +158,16 @@ def train(
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
     stack.enter_context(nn.logical_axis_rules(tuple(logical_axis_rules)))
-    first_batch = trainer.numeric(next(train_data.iterator(0)))
+    step = 0
+    if not dry_run:
+      stop = stack.enter_context(signals.StopSignals())
+      manager = checkpoints.Checkpoints(model_dir, keep, keep_best)
+      stack.callback(manager.close)
+      step = manager.latest_step() or 0
+    # Opened once, at the step where training goes on: it can take seconds.
+    batches_to_come = train_data.iterator(step)
+    batch = next(batches_to_come)
+    first_batch = trainer.numeric(batch)
     training = trainer.Trainer(
       model,
       optimizer,
@@ -172,16 +180,12 @@ def train(
     if dry_run:
       _print_summary(training, first_batch, batch_size, mesh, dry_run)
       return Result(None, 0, None)
-    stop = stack.enter_context(_Signals())
-    manager = checkpoints.Checkpoints(model_dir, keep, keep_best)
-    stack.callback(manager.close)
     if manager.latest_step() is not None:
-      training.state = manager.restore(manager.latest_step(), training.abstract)
-      logging.info('Resumed from %s.', manager.path(manager.latest_step()))
+      training.state = manager.restore(step, training.abstract)
+      logging.info('Resumed from %s.', manager.path(step))
     else:
       training.initialize(initial_checkpoint_path)
-    step = int(training.state.step)
-    _log_start(first_batch, training.abstract)
+    _log_start(first_batch, training.abstract, mesh)
     _note_start(model_dir, step, training.abstract)
     shapes = summaries.batch_shapes(first_batch, batch_size, mesh)
     peak = utilization.peak_steps_per_second(
@@ -196,7 +200,9 @@ def train(
       progress.Progress(step, train_steps, results.latest_loss)
     )
     feed = prefetching.Prefetch(
-      train_data.iterator(step), training.to_devices, train_steps - step
+      itertools.chain([batch], batches_to_come),
+      training.to_devices,
+      train_steps - step,
     )
     stack.callback(feed.close)
 
@@ -284,49 +290,6 @@ def export(model: Any, checkpoint: pathlib.Path, path: pathlib.Path) -> None:
   logging.info('Wrote the parameters of %s to %s.', checkpoint.name, path)
 
 
-class _Signals:
-  """Notes SIGTERM and SIGINT; a second one acts as it always does.
-
-  All hosts stop at the same step, whichever of them gets a signal: JAX's
-  preemption service, which takes SIGTERM itself, agrees on one.
-
-  Attributes:
-    signal: number of the signal that came, or None.
-  """
-
-  def __init__(self):
-    self.signal = None
-    self._before = {}
-
-  def reached(self, step: int) -> bool:
-    """Whether to stop when `step` steps are done; asks no device."""
-    if jax.process_count() > 1:
-      if not multihost_utils.reached_preemption_sync_point(step):
-        return False
-      self.signal = self.signal or signal.SIGTERM  # another host's
-    return self.signal is not None
-
-  def _note(self, number, unused_frame):
-    self.signal = number
-    signal.signal(number, self._before[number])
-    if jax.process_count() > 1:
-      signal.raise_signal(signal.SIGTERM)
-
-  def __enter__(self) -> '_Signals':
-    # Only the main thread may set handlers.
-    numbers = [signal.SIGINT]
-    if jax.process_count() == 1:
-      numbers.append(signal.SIGTERM)
-    if threading.current_thread() is threading.main_thread():
-      for number in numbers:
-        self._before[number] = signal.signal(number, self._note)
-    return self
-
-  def __exit__(self, *unused):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-
 def _make_folder(path: str | os.PathLike) -> pathlib.Path:
   if '://' in os.fspath(path):
     raise errors.UserError(
@@ -358,9 +321,11 @@ def _write_config(model_dir: pathlib.Path) -> None:
     logging.info('Operative gin configuration:\n%s', text)
 
 
-def _log_start(batch: Batch, state: checkpoints.TrainState) -> None:
+def _log_start(
+  batch: Batch, state: checkpoints.TrainState, mesh: jax.sharding.Mesh
+) -> None:
   logging.info('%s', summaries.parameter_table(state.params))
-  logging.info('%s', partitioning.describe(state))
+  logging.info('%s', summaries.placement(state, mesh))
   logging.info('First batch:\n%s', summaries.batch_table(batch))
 
 

@@ -57,7 +57,16 @@ class Trainer:
       microbatches: parts of a batch that are computed one after another, to
         save memory. As in T5X, their losses and gradients are summed, so the
         model's loss must be a sum, divided by a constant at most.
+
+    Raises:
+      UserError: microbatches of a model whose `loss_is_mean`.
     """
+    if microbatches > 1 and getattr(model, 'loss_is_mean', False):
+      raise errors.UserError(
+        f'MICROBATCHES is {microbatches}, expected 1: the loss of '
+        f'`{type(model).__name__}` is a mean over the batch, and those of '
+        'microbatches are summed. Set a smaller BATCH_SIZE to save memory.'
+      )
     self._model = model
     self._optimizer = optimizer
     # As T5X derives its keys, so that both runners train alike.

@@ -11,7 +11,9 @@ import soundfile
 
 from v2meow_jax import errors
 from v2meow_jax import hosts
+from v2meow_jax import partitioning
 from v2meow_jax import streams
+from v2meow_jax import trainer
 from v2meow_jax import weights
 from v2meow_jax.codecs import data
 from v2meow_jax.codecs import fit_quantizer
@@ -223,6 +225,19 @@ def test_joint_phase_gives_the_encoder_a_gradient_and_eval_keeps_codebooks(
     metrics['spectral_distance'].compute(),
     losses.spectral_distance(batch['waveform'], decoded).mean(),
     rtol=1e-4,
+  )
+
+
+def test_microbatches_of_a_mean_are_refused():
+  model = models.CodecModel(NETWORK, 'spectral', 'autoencoder')
+  batch = sounds(np.random.default_rng(0))
+  mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
+  with pytest.raises(errors.UserError) as error:
+    trainer.Trainer(model, optax.adam(1e-3), batch, 0, mesh, microbatches=2)
+  assert str(error.value) == (
+    'MICROBATCHES is 2, expected 1: the loss of `CodecModel` is a mean over '
+    'the batch, and those of microbatches are summed. Set a smaller '
+    'BATCH_SIZE to save memory.'
   )
 
 

@@ -40,7 +40,10 @@ class CodecModel:
     module: network with `encode`, `reconstruct` and `decode`, as
       `spectral.Network`.
     spec: the stream of the codes.
+    loss_is_mean: True: over the batch, so that a step has no microbatches.
   """
+
+  loss_is_mean = True
 
   def __init__(
     self,

@@ -13,8 +13,8 @@ from v2meow_jax import arrays
 from v2meow_jax import audio
 from v2meow_jax import cli
 from v2meow_jax import errors
-from v2meow_jax import generate
 from v2meow_jax import inspection
+from v2meow_jax import service
 from v2meow_jax import streams
 
 COMMANDS = ('generate', 'prepare', 'train', 'evaluate', 'inspect')
@@ -350,7 +350,7 @@ def _raise(error):
 
 
 def test_stopped_by_the_user(monkeypatch, capsys):
-  monkeypatch.setattr(generate, 'run', _raise(KeyboardInterrupt()))
+  monkeypatch.setattr(service, 'run', _raise(KeyboardInterrupt()))
   assert _generate('clip.mp4') == 130
   assert capsys.readouterr().err == 'stopped\n'
 
@@ -377,7 +377,7 @@ def test_stopped_by_the_user(monkeypatch, capsys):
   ],
 )
 def test_no_traceback_but_for_debugging(error, message, monkeypatch, capsys):
-  monkeypatch.setattr(generate, 'run', _raise(error))
+  monkeypatch.setattr(service, 'run', _raise(error))
   assert _generate('clip.mp4') == 1
   assert capsys.readouterr().err == f'error: {message}\n'
   monkeypatch.setenv('V2MEOW_DEBUG', '1')

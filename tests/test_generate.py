@@ -109,12 +109,12 @@ def test_music_depends_on_the_picture(generator, music, tmp_path):
 
 def test_sampling_options_of_each_stage(generator, music):
   compose = lambda **options: (
-    generator.compose(music.picture, 5, **options).tokens
+    generator.compose(music.picture, seed=5, **options).tokens
   )
   greedy = compose(temperature=(0, 0, 0))
   np.testing.assert_array_equal(
     greedy['spectrogram'],
-    generator.compose(music.picture, 6, temperature=(0, 0, 0)).tokens[
+    generator.compose(music.picture, seed=6, temperature=(0, 0, 0)).tokens[
       'spectrogram'
     ],
   )
@@ -131,12 +131,12 @@ def test_sampling_options_of_each_stage(generator, music):
 
 
 def test_text_changes_the_music(generator, music):
-  calm = generator.compose(music.picture, 5, text='slow calm piano')
-  fast = generator.compose(music.picture, 5, text='fast energetic drums')
+  calm = generator.compose(music.picture, seed=5, text='slow calm piano')
+  fast = generator.compose(music.picture, seed=5, text='fast energetic drums')
   semantic = lambda m: m.tokens['spectral_semantic']
   assert (semantic(calm) != semantic(fast)).any()
   with pytest.raises(errors.UserError, match='qwertz'):
-    generator.compose(music.picture, 5, text='qwertz')
+    generator.compose(music.picture, seed=5, text='qwertz')
 
 
 def test_text_without_a_style_is_a_warning(

@@ -79,7 +79,7 @@ def measure_generate(
       phases.clear()
       last = time.perf_counter()
       start = last
-      music = generator.generate(path, seed=seed, text=text, progress=note)
+      music = generator.generate(path, progress=note, seed=seed, text=text)
       music.write(os.path.join(folder, 'music.mp4'))
       runs.append(time.perf_counter() - start)
   first, second = runs

@@ -15,12 +15,12 @@ import signal
 import sys
 
 import v2meow_jax
+from v2meow_jax import arguments
 from v2meow_jax import platforms
-
-_SEEDS = 2**32
 
 # Commands whose module reads its own arguments: module, then what it does.
 _MODULES = {
+  'generate': ('generate_command', 'give videos music'),
   'prepare': ('prepare', 'make a dataset of videos with sound'),
   'train': ('train', 'train a codec or a stage'),
   'evaluate': ('evaluate', 'measure how music follows its video'),
@@ -30,7 +30,7 @@ _DESCRIPTION = """\
 Music for silent video.
 
 commands:
-  generate   give videos music
+  generate   {generate}
   prepare    {prepare}
   train      {train}
   evaluate   {evaluate}
@@ -46,28 +46,6 @@ examples:
   v2meow generate *.mp4 --out with_music/ --format both
 """
 
-_GENERATE = """\
-Gives videos music: the picture stays as it is, bit for bit, and gets a new
-sound track. Prints the path of each file written.
-
-Without --out, VIDEO's name with `.v2meow.mp4` (`.v2meow.wav`) is written into
-the working folder. A picture that MP4 cannot hold goes into Matroska. Files of
-an earlier run are replaced, a VIDEO never is.
-"""
-
-_GENERATE_EXAMPLES = """\
-examples:
-  v2meow generate clip.mp4
-  v2meow generate clip.mp4 --out music.wav --seed 7
-  v2meow generate clip.mp4 --text 'calm piano' --samples 3
-  v2meow generate *.mp4 --out with_music/ --format both
-
-environment:
-  V2MEOW_CACHE   folder of compiled code, `off` for none
-                 (default: $XDG_CACHE_HOME/v2meow or ~/.cache/v2meow)
-  V2MEOW_DEBUG   1 shows where an error comes from
-"""
-
 _INSPECT_EXAMPLES = """\
 examples:
   v2meow inspect streams
@@ -78,152 +56,14 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-  """Reports wrong usage in one line, as every other error."""
-
-  def __init__(self, **kwargs):
-    super().__init__(
-      allow_abbrev=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
-      **kwargs,
-    )
-
-  def error(self, message: str):
-    message = message.removeprefix('argument ').rstrip('.')
-    self.exit(2, f'error: {message}. See `{self.prog} --help`.\n')
-
-
-def _number(low: float, high: float, kind: type = float, above: bool = False):
-  """Makes a parser of one number in `[low, high]`, or above `low`."""
-  name = 'whole number' if kind is int else 'number'
-  span = f'above {low}' if above else f'of at least {low}'
-  if high < math.inf:
-    span += f' and at most {high}'
-
-  def parse(text: str):
-    try:
-      value = kind(text)
-    except ValueError:
-      value = math.nan
-    if not low <= value <= high or math.isinf(value):
-      value = math.nan
-    if math.isnan(value) or (above and value == low):
-      raise argparse.ArgumentTypeError(f'is `{text}`, expected a {name} {span}')
-    return value
-
-  return parse
-
-
-def _per_stage(parse_one, counts: tuple[int, ...]):
-  """Makes a parser of one value for each stage, separated by commas."""
-
-  def parse(text: str):
-    parts = text.split(',')
-    if len(parts) not in counts:
-      expected = ' or '.join(map(str, counts))
-      raise argparse.ArgumentTypeError(
-        f'is `{text}`, expected {expected} numbers separated by commas, for '
-        'the stages semantic, coarse and fine'
-      )
-    values = tuple(map(parse_one, parts))
-    return values * 3 if len(values) == 1 else values
-
-  return parse
-
-
-def _generate_parser() -> argparse.ArgumentParser:
-  parser = _Parser(
-    prog='v2meow generate',
-    description=_GENERATE,
-    epilog=_GENERATE_EXAMPLES,
-  )
-  add = parser.add_argument
-  add('videos', metavar='VIDEO', nargs='+', help='video file')
-  add(
-    '--out',
-    metavar='PATH',
-    help='file to write (.mp4, .mkv or .wav), or a folder, which is made '
-    'if missing',
-  )
-  add(
-    '--format',
-    choices=('mp4', 'wav', 'both'),
-    help='video with music, 16-bit WAV, or both (default: what PATH says, '
-    'else mp4)',
-  )
-  add('--text', metavar='T', help='what the music should be like, in words')
-  add(
-    '--model',
-    metavar='NAME_OR_DIR',
-    default='bundled',
-    help='name or folder of a trained model (default: %(default)s)',
-  )
-  add(
-    '--seed',
-    metavar='N',
-    type=_number(0, _SEEDS - 1, int),
-    default=0,
-    help='another seed, another piece; every video gets the same one, so '
-    'that it gets alone what it gets in a batch (default: %(default)s)',
-  )
-  add(
-    '--samples',
-    metavar='N',
-    type=_number(1, math.inf, int),
-    default=1,
-    help='pieces for each video, with seeds N, N + 1, …, which then stand in '
-    'the names of the files (default: %(default)s)',
-  )
-  add(
-    '--duration',
-    metavar='S',
-    type=_number(0, math.inf, above=True),
-    help='stop after S seconds of the video (default: all of it)',
-  )
-  add(
-    '--temperature',
-    metavar='T1,T2,T3',
-    type=_per_stage(_number(0, math.inf), (3,)),
-    help='randomness of the stages semantic, coarse, fine; 0 takes the most '
-    "likely token (default: the model's, as in the paper 1.0,0.95,0.4)",
-  )
-  add(
-    '--top_k',
-    metavar='K',
-    type=_per_stage(_number(0, math.inf, int), (1, 3)),
-    help='draw from the K most likely tokens only, 0 for all; one number or '
-    "one for each stage (default: the model's)",
-  )
-  add(
-    '--top_p',
-    metavar='P',
-    type=_per_stage(_number(0, 1, above=True), (1, 3)),
-    help='draw from the most likely tokens that together reach this '
-    'probability, 1 for all; one number or one for each stage (default: the '
-    "model's)",
-  )
-  return parser
-
-
-def _parse_generate(argv: Sequence[str]) -> argparse.Namespace:
-  parser = _generate_parser()
-  options = parser.parse_args(argv)
-  if options.seed + options.samples > _SEEDS:
-    parser.error(
-      f'--samples: {options.samples} seeds from {options.seed} on go beyond '
-      f'{_SEEDS - 1}, expected smaller ones'
-    )
-  return options
-
-
 def _inspect_parser() -> argparse.ArgumentParser:
-  parser = _Parser(
+  parser = arguments.Parser(
     prog='v2meow inspect',
     description='Shows what there is, without changing anything.',
     epilog=_INSPECT_EXAMPLES,
   )
   parts = parser.add_subparsers(
-    dest='what', metavar='WHAT', required=True, parser_class=_Parser
+    dest='what', metavar='WHAT', required=True, parser_class=arguments.Parser
   )
   part = parts.add_parser(
     'streams',
@@ -264,7 +104,7 @@ def _inspect_parser() -> argparse.ArgumentParser:
   part.add_argument(
     '--count',
     metavar='N',
-    type=_number(1, math.inf, int),
+    type=arguments.number(1, math.inf, int),
     default=5,
     help='clips to show (default: %(default)s)',
   )
@@ -273,7 +113,7 @@ def _inspect_parser() -> argparse.ArgumentParser:
 
 def _run(argv: Sequence[str]) -> int:
   """Runs one command and returns its exit status."""
-  parser = _Parser(
+  parser = arguments.Parser(
     prog='v2meow',
     usage='v2meow COMMAND …',
     description=_DESCRIPTION,
@@ -288,11 +128,6 @@ def _run(argv: Sequence[str]) -> int:
   command, *rest = argv
   if command.startswith('-'):
     parser.parse_args([command])
-  if command == 'generate':
-    options = _parse_generate(rest)
-    from v2meow_jax import generate
-
-    return generate.run(**vars(options))
   if command == 'inspect':
     options = _inspect_parser().parse_args(rest)
     from v2meow_jax import inspection
@@ -303,7 +138,7 @@ def _run(argv: Sequence[str]) -> int:
     name, _ = _MODULES[command]
     module = importlib.import_module(f'v2meow_jax.{name}')
     return module.main(rest) or 0
-  commands = ('generate', *_MODULES, 'inspect')
+  commands = (*_MODULES, 'inspect')
   parser.error(
     f'unknown command `{command}`, expected one of {", ".join(commands)}'
   )

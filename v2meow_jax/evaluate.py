@@ -4,17 +4,17 @@ Music is judged by its final waveform alone; see `metrics`.
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import math
 import pathlib
 import sys
 import time
-from typing import Any
 
 import numpy as np
 import tqdm
 
+from v2meow_jax import arguments
 from v2meow_jax import errors
 from v2meow_jax import evaluation_clips
 from v2meow_jax import reports
@@ -45,47 +45,14 @@ COMMANDS = ('adherence', 'music', 'codec')
 _LOG_SECONDS = 30.0
 
 
-class _Parser(argparse.ArgumentParser):
-  """Reports wrong usage in one line."""
-
-  def __init__(self, **kwargs):
-    super().__init__(
-      allow_abbrev=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
-      **kwargs,
-    )
-
-  def error(self, message: str):
-    message = message.removeprefix('argument ').rstrip('.')
-    self.exit(2, f'error: {message}. See `{self.prog} --help`.\n')
-
-
-def _number(low: float, kind: type = int) -> Callable[[str], Any]:
-  """Makes a parser of a number of at least `low`."""
-
-  def parse(text: str):
-    try:
-      value = kind(text)
-    except ValueError:
-      value = math.nan
-    if not low <= value < math.inf:
-      raise argparse.ArgumentTypeError(
-        f'is `{text}`, expected a '
-        f'{"whole number" if kind is int else "number"} of at least {low}'
-      )
-    return value
-
-  return parse
-
-
 def _levels(text: str) -> tuple[int, ...]:
-  one = _number(1)
+  one = arguments.number(1, math.inf, int)
   return tuple(sorted({one(part) for part in text.split(',')}))
 
 
 def _bit_rates(text: str) -> tuple[float, ...]:
   """Parses `6,12` to rates in kbit/s."""
-  number = _number(6, float)
+  number = arguments.number(6, math.inf)
   return tuple(number(part) for part in text.split(','))
 
 
@@ -98,7 +65,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     'pairs.',
     'codec': 'Encodes and decodes held-out sound with some numbers of levels.',
   }
-  parser = _Parser(
+  parser = arguments.Parser(
     prog=f'v2meow evaluate {command}', description=texts[command] + '\n' + _OUT
   )
   add = parser.add_argument
@@ -116,21 +83,21 @@ def _parser(command: str) -> argparse.ArgumentParser:
     add(
       '--seconds',
       metavar='S',
-      type=_number(1, float),
+      type=arguments.number(1, math.inf),
       help='how much of each file to use (default: all)',
     )
     return parser
   add(
     '--clips',
     metavar='N',
-    type=_number(3),
+    type=arguments.number(3, math.inf, int),
     default=100 if command == 'adherence' else 20,
     help='number of clips (default: %(default)s)',
   )
   add(
     '--seconds',
     metavar='S',
-    type=_number(4, float),
+    type=arguments.number(4, math.inf),
     default=10.0,
     help='length of a toy clip (default: %(default)g)',
   )
@@ -155,11 +122,16 @@ def _parser(command: str) -> argparse.ArgumentParser:
       metavar='DIR',
       help='measure these files, named by clip id, and generate nothing',
     )
-    add('--seed', type=_number(0), default=0, help='of the music (default: 0)')
+    add(
+      '--seed',
+      type=arguments.number(0, math.inf, int),
+      default=0,
+      help='of the music (default: 0)',
+    )
     add(
       '--draws',
       metavar='N',
-      type=_number(100),
+      type=arguments.number(100, math.inf, int),
       default=2000,
       help='draws of bootstrap and shuffles (default: %(default)s)',
     )
@@ -471,7 +443,7 @@ def main(argv: Sequence[str]) -> int:
   """
   argv = list(argv)
   if not argv or argv[0] in ('-h', '--help'):
-    _Parser(
+    arguments.Parser(
       prog='v2meow evaluate',
       usage='v2meow evaluate COMMAND …',
       description=_DESCRIPTION,
@@ -482,7 +454,7 @@ def main(argv: Sequence[str]) -> int:
   if not argv[0].startswith('-'):
     command = argv.pop(0)
   if command not in COMMANDS:
-    _Parser(prog='v2meow evaluate').error(
+    arguments.Parser(prog='v2meow evaluate').error(
       f'unknown command `{command}`, expected one of {", ".join(COMMANDS)}'
     )
   options = _parser(command).parse_args(argv)

@@ -14,17 +14,15 @@ import dataclasses
 import functools
 import math
 import os
-import sys
 
 import numpy as np
-import tqdm
 
 from v2meow_jax import arrays
 from v2meow_jax import bundles
 from v2meow_jax import compilation_cache
+from v2meow_jax import controls as controls_lib
 from v2meow_jax import errors
 from v2meow_jax import muxing
-from v2meow_jax import outputs
 from v2meow_jax import stages
 from v2meow_jax import video
 
@@ -157,25 +155,17 @@ class Generator:
   def generate(
     self,
     path: str | os.PathLike,
-    seed: int = 0,
-    text: str | None = None,
-    duration: float | None = None,
-    temperature: Sequence[float] | None = None,
-    top_k: Sequence[int] | None = None,
-    top_p: Sequence[float] | None = None,
+    controls: controls_lib.Controls = controls_lib.DEFAULT,
     progress: Progress = lambda phase, seconds: None,
+    **changes,
   ) -> Music:
     """Makes music for a video.
 
     Args:
       path: a local video file.
-      seed: another seed, another piece; 0 to 2**32 - 1.
-      text: what the music should be like, in words.
-      duration: seconds to make, at most the video's; None for all of it.
-      temperature: of sampling in each stage; None for the models' own.
-      top_k: most likely tokens to draw from in each stage, 0 for all.
-      top_p: their probability together in each stage, 1 for all.
+      controls: how it shall be made.
       progress: is told what is done.
+      **changes: fields of `Controls`, which replace those of `controls`.
 
     Returns:
       The music, of the length of the picture.
@@ -185,10 +175,9 @@ class Generator:
         nothing to the model.
       ValueError: an option of sampling is out of its range.
     """
-    picture = self.see(path, duration, progress)
-    return self.compose(
-      picture, seed, text, temperature, top_k, top_p, progress
-    )
+    controls = dataclasses.replace(controls, **changes)
+    picture = self.see(path, controls.duration, progress)
+    return self.compose(picture, controls, progress)
 
   def see(
     self,
@@ -221,30 +210,29 @@ class Generator:
   def compose(
     self,
     picture: Picture,
-    seed: int = 0,
-    text: str | None = None,
-    temperature: Sequence[float] | None = None,
-    top_k: Sequence[int] | None = None,
-    top_p: Sequence[float] | None = None,
+    controls: controls_lib.Controls = controls_lib.DEFAULT,
     progress: Progress = lambda phase, seconds: None,
+    **changes,
   ) -> Music:
     """The second half of `generate`: makes music for what was seen."""
-    options = self._options(temperature, top_k, top_p)
+    controls = dataclasses.replace(controls, **changes)
+    options = self._options(controls)
     features = dict(picture.features)
-    if text is not None:
-      features |= self._embed(text)
+    if controls.text:
+      features |= self._embed(controls.text[0][0])
     tokens = self.generate_tokens(
-      features, picture.seconds, seed, options, progress
+      features, picture.seconds, controls.seed, options, progress
     )
     waveform = self._decode(tokens, picture.seconds, progress)
     rate = self.bundle.codec.sample_rate_hz
     return Music(waveform, rate, tokens, picture)
 
-  def _options(self, temperature, top_k, top_p) -> list:
+  def _options(self, controls: controls_lib.Controls) -> list:
     """`sampling.Options` of each stage."""
     from v2meow_jax import sampling  # JAX
 
-    given = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
+    names = ('temperature', 'top_k', 'top_p')
+    given = {name: getattr(controls, name) for name in names}
     rows = []
     for model in self.bundle.models:
       i = model.stage.index  # a system may lack a stage
@@ -355,103 +343,3 @@ def load(name_or_dir: str | os.PathLike = 'bundled') -> Generator:
   folder = bundles.find(name_or_dir)
   compilation_cache.enable()
   return Generator(bundles.load(folder))
-
-
-class _Bar:
-  """A progress bar for one piece; only on a terminal."""
-
-  # About how the time is spent.
-  _SHARES = (0.15, 0.1, 0.35, 0.35, 0.05)
-
-  def __init__(self, piece: outputs.Piece, seconds: float):
-    self._seconds = max(seconds, 1e-3)
-    self._bar = tqdm.tqdm(
-      desc=piece.paths[0].name,
-      total=1.0,
-      disable=not sys.stderr.isatty(),
-      leave=False,
-      bar_format='{desc} {percentage:3.0f} %|{bar}| {elapsed} + {remaining}',
-    )
-
-  def __call__(self, phase: str, seconds: float) -> None:
-    index = PHASES.index(phase)
-    part = self._SHARES[index] * min(1.0, seconds / self._seconds)
-    self._bar.update(sum(self._SHARES[:index]) + part - self._bar.n)
-
-  def __enter__(self) -> '_Bar':
-    return self
-
-  def __exit__(self, *unused):
-    self._bar.close()
-
-
-def run(
-  videos: Sequence[str],
-  out: str | None = None,
-  format: str | None = None,
-  text: str | None = None,
-  model: str = 'bundled',
-  seed: int = 0,
-  samples: int = 1,
-  duration: float | None = None,
-  temperature: Sequence[float] | None = None,
-  top_k: Sequence[int] | None = None,
-  top_p: Sequence[float] | None = None,
-) -> int:
-  """`v2meow generate`: prints the path of each file as soon as it is there.
-
-  A video that cannot be used does not stop the others; what was wrong is said
-  at the end.
-
-  Args:
-    videos: paths of video files.
-    out: file or folder to write; None for the working folder.
-    format: 'mp4', 'wav' or 'both'; None for what `out` says.
-    text: what the music should be like.
-    model: name or folder of a model.
-    seed: of the first piece of each video.
-    samples: pieces for each video.
-    duration: seconds to make of each video.
-    temperature: of each stage.
-    top_k: of each stage.
-    top_p: of each stage.
-
-  Returns:
-    Exit status: 1 if a video got no music.
-
-  Raises:
-    UserError: what is wrong concerns all videos.
-  """
-  pieces = outputs.plan(videos, range(seed, seed + samples), out, format)
-  bundles.find(model)
-  failures, seconds = {}, {}
-  for path in dict.fromkeys(videos):
-    try:
-      seconds[path] = duration or video.probe(path).seconds
-    except errors.UserError as error:
-      failures[path] = error
-  if seconds:
-    outputs.make_folders(pieces)
-    generator = load(model)
-  picture = None
-  for piece in pieces:
-    path = piece.video
-    if path in failures:
-      continue
-    generator.compile_ahead(seconds[path])
-    with _Bar(piece, seconds[path]) as progress:
-      try:
-        if picture is None or picture.path != path:
-          picture = generator.see(path, duration, progress)
-        music = generator.compose(
-          picture, piece.seed, text, temperature, top_k, top_p, progress
-        )
-        written = [music.write(path) for path in piece.paths]
-      except errors.UserError as error:
-        failures[path] = error
-        continue
-    for path in written:
-      print(path, flush=True)
-  for error in failures.values():
-    print(f'error: {error}', file=sys.stderr)
-  return 1 if failures else 0

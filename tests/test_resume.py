@@ -6,7 +6,6 @@ import os
 import random
 import re
 import resource
-import shutil
 import signal
 import socket
 import subprocess
@@ -82,17 +81,18 @@ def _bindings():
   )
 
 
-def start(arguments, where='', count=0, **options):
+def start(arguments, where='', count=0, **environment):
   """Starts the trainer; it dies at an event if `where` says so."""
   program = [_KILLED, where, str(count)]
   return subprocess.Popen(
     [sys.executable, '-c', *program, *arguments],
     cwd=ROOT,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
+    env=os.environ
+    | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
+    | environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    **options,
   )
 
 
@@ -134,38 +134,39 @@ def losses(folder):
   return kept
 
 
-def assert_same_runs(a, b):
+def assert_same_runs(a, b, steps=STEPS):
   """Bit for bit: every loss, the parameters, the optimizer's state."""
   assert losses(a) == losses(b)
   params = [weights.load_params(f / 'params.safetensors') for f in (a, b)]
   test_train.assert_equal_trees(*params)
   state = [
     {
-      item: checkpoints._load(f / f'checkpoint_{STEPS}', item)
+      item: checkpoints._load(f / f'checkpoint_{steps}', item)
       for item in ('target', 'state')
     }
     for f in (a, b)
   ]
-  assert int(state[0]['state']['step']) == STEPS
+  assert int(state[0]['state']['step']) == steps
   test_train.assert_equal_trees(*state)
 
 
-@pytest.fixture(params=['arrays', 'records'])
-def whole(request, tmp_path, code_folder):
+@pytest.fixture(params=['arrays', 'records'], scope='module')
+def whole(request, tmp_path_factory, code_folder):
   """A run that was never stopped: its arguments and where it has been."""
+  folder = tmp_path_factory.mktemp(request.param)
   command = {'arrays': arrays_command, 'records': records_command}
-  arguments = command[request.param](tmp_path)
+  arguments = command[request.param](folder)
   process = start(arguments)
   log = finish(process)
   assert process.returncode == 0, log
-  shutil.move(tmp_path / 'run', tmp_path / 'whole')
-  return request.param, arguments, tmp_path / 'whole'
+  return request.param, arguments, folder / 'run'
 
 
 def test_killed_training_ends_as_if_it_was_not(whole, tmp_path):
   road, arguments, expected = whole
   luck = random.Random(road)
   run = tmp_path / 'run'
+  arguments = [*arguments, f"--gin.MODEL_DIR='{run}'"]
 
   # Some way into the writing of a checkpoint.
   broken_off = 2 * PERIOD
@@ -274,6 +275,68 @@ def test_storage_that_fails(tmp_path, capsys, monkeypatch, code_folder):
   assert line.startswith(f'{kept}: is damaged (bytes of state/')
   path.write_bytes(before[path])
   assert {p: p.read_bytes() for p in kept.rglob('*') if p.is_file()} == before
+
+
+# Trains where there is room for one checkpoint, then again with more room. The
+# file system is there for this process and those that it starts alone.
+_SMALL_DISK = """
+import shutil, subprocess, sys
+from v2meow_jax import train
+
+size, disk, kept, *arguments = sys.argv[1:]
+
+def mount(options):
+  subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', options, 'none', disk], check=True
+  )
+
+mount(f'size={size}')
+assert train.main(arguments) == 1
+mount('remount,size=9m')
+assert train.main(arguments) == 0
+shutil.copytree(disk, kept)
+"""
+
+
+@pytest.mark.parametrize('whole', ['arrays'], indirect=True)
+def test_full_disk(whole, tmp_path):
+  _, arguments, expected = whole
+  in_namespace = ['unshare', '--user', '--map-root-user', '--mount']
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  try:
+    subprocess.run(
+      [*in_namespace, 'mount', '-t', 'tmpfs', 'none', disk],
+      capture_output=True,
+      check=True,
+    )
+  except (OSError, subprocess.CalledProcessError):
+    pytest.skip('missing: the right to mount a file system (unshare, mount)')
+  files = (expected / f'checkpoint_{STEPS}').rglob('*')
+  size = sum(path.stat().st_size for path in files) * 8 // 5
+  done = subprocess.run(
+    [
+      *in_namespace,
+      *(sys.executable, '-c', _SMALL_DISK),
+      *(str(size), disk, tmp_path / 'run'),
+      *(*arguments, f"--gin.MODEL_DIR='{disk}'"),
+    ],
+    cwd=ROOT,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'Traceback' not in done.stderr
+  assert re.findall('^error: (.*)', done.stderr, re.MULTILINE) == [
+    f'{disk}/checkpoint_{2 * PERIOD}: cannot be written (No space left on '
+    'device), expected a folder with space for it. All older checkpoints are '
+    'as they were: make space, or make the folder writable, and run the same '
+    f'command again; it goes on from checkpoint_{PERIOD}.'
+  ]
+  assert f'Resumed from {disk}/checkpoint_{PERIOD}.' in done.stderr
+  assert_same_runs(tmp_path / 'run', expected)
 
 
 def test_folder_that_cannot_be_written(tmp_path, capsys):

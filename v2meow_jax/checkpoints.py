@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import errno
 import functools
+import logging as python_logging
 import os
 import pathlib
 import re
@@ -230,7 +231,7 @@ class Checkpoints:
     try:
       yield
     except (OSError, ValueError, RuntimeError) as e:
-      reason = next((r for r in _STORAGE_ERRORS if r in str(e)), None)
+      reason = _storage_error(e)
       if reason is None:
         raise
       kept = [s for s in _steps(self._folder) if s != self._writing]
@@ -321,8 +322,9 @@ def find(path: str | os.PathLike) -> pathlib.Path:
 def _silence_late_callbacks() -> None:
   """Leaves out what orbax's writes say after one of them has failed.
 
-  Each of the others calls back into an event loop that has been closed, which
-  Python prints as an ignored exception; the failure itself is raised.
+  The others call back into an event loop that has been closed, which Python
+  prints as an ignored exception, or have failed for the same reason, which it
+  logs with a traceback each; the failure itself is raised.
   """
   others = sys.unraisablehook
 
@@ -333,6 +335,18 @@ def _silence_late_callbacks() -> None:
       others(unraisable)
 
   sys.unraisablehook = hook
+
+  def is_news(record):
+    error = record.exc_info and record.exc_info[1]
+    is_late = 'exception was never retrieved' in record.getMessage()
+    return not (is_late and error and _storage_error(error))
+
+  python_logging.getLogger('asyncio').addFilter(is_news)
+
+
+def _storage_error(error: BaseException) -> str | None:
+  """What a full or read-only disk has said in `error`; None if nothing."""
+  return next((r for r in _STORAGE_ERRORS if r in str(error)), None)
 
 
 def newest_step(model_dir: str | os.PathLike) -> int:

@@ -3,7 +3,8 @@
 Parameter names, shapes and logical axis names are T5X's, as in layers.py. What
 differs is how it is computed: causal attention leaves out blocks of keys that
 no query of the block may see, and has a gradient of its own; attention of many
-positions (`BlockedBias`) never stores the weights of all pairs.
+positions (`BlockedBias`) never stores the weights of all pairs; and a TPU may
+compute it in one kernel (fused_attention.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -220,6 +221,7 @@ class Attention(nn.Module):
     dtype: dtype of the computation.
     dropout_rate: dropout of the attention weights, shared by all queries.
     float32_logits: whether to compute the logits in float32.
+    fused: whether a TPU computes it in one kernel.
   """
 
   num_heads: int
@@ -228,6 +230,7 @@ class Attention(nn.Module):
   dtype: DType = jnp.float32
   dropout_rate: float = 0.0
   float32_logits: bool = False
+  fused: bool = False
 
   def setup(self):
     init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
@@ -308,8 +311,14 @@ class Attention(nn.Module):
     start = 0
     for bias in biases:
       end, keys = start + bias.shape[1], slice(bias.shape[2])
-      is_blocked = isinstance(bias, BlockedBias)
-      attention = blockwise_attention if is_blocked else dot_product_attention
+      if isinstance(bias, BlockedBias):
+        attention = blockwise_attention
+      elif self.fused:
+        from v2meow_jax import fused_attention  # Pallas takes long to import
+
+        attention = fused_attention.dot_product_attention
+      else:
+        attention = dot_product_attention
       outputs.append(
         attention(
           query[:, :, start:end],

@@ -24,9 +24,8 @@ def of_step(model: models.StageModel, batch: dict) -> int:
     FLOPs of the whole batch.
   """
   # Layers that keep their activations compute nothing twice.
-  plain = models.StageModel(
-    model.stage, dataclasses.replace(model.config, remat=False)
-  )
+  config = dataclasses.replace(model.config, remat=False, fused_attention=False)
+  plain = models.StageModel(model.stage, config)
   shapes = {name: array.shape for name, array in batch.items()}
   params = jax.eval_shape(
     lambda key: plain.get_initial_variables(key, shapes)['params'],

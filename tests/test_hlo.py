@@ -96,6 +96,12 @@ def test_a_loop_of_unknown_length_is_told():
     ('all-gather', 'replica_groups=[3,2]<=[2,3]T(1,0)', 2, 128),
     ('all-to-all', "replica_groups=mesh['a'=6] {'a':(2)3}", 3, 64),
     ('all-reduce', "replica_groups=mesh['a'=2,'b'=3] {'a','b'}", 6, 64),
+    (
+      'all-gather',
+      "replica_groups=mesh['a'=2,'b'=3], device_ids=([3,2]T(1,0)) {'b'}",
+      3,
+      192,
+    ),
     ('collective-permute', 'source_target_pairs={{0,1},{1,0}}', 2, 64),
   ],
 )
@@ -126,6 +132,24 @@ def test_an_all_reduce_of_which_a_part_is_kept_is_a_reduce_scatter():
   costs = hlo.analyze(text)
   assert costs.collectives == (hlo.Collective('reduce-scatter', 4, 64),)
   assert costs.hbm_bytes == 64 + 16
+
+
+_KERNEL = """\
+HloModule jit_step, is_scheduled=true
+
+ENTRY %main (x: bf16[8,16], w: f32[16]) -> bf16[8,32] {
+  %x = bf16[8,16]{1,0:T(8,128)(2,1)} parameter(0)
+  %w = f32[16]{0:T(128)S(1)} parameter(1)
+  ROOT %kernel = bf16[8,32]{1,0:T(8,128)(2,1)} custom-call(%x, %w), custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[8,16]{1,0}, f32[16]{0}}, backend_config={"custom_call_config":{"body":"TUzvUg","cost_estimate":{"flops":"12345","transcendentals":"7","bytes_accessed":"1"}}}
+}
+"""
+
+
+def test_a_kernel_says_what_it_computes():
+  costs = hlo.analyze(_KERNEL)
+  assert costs.flops == 12345
+  # What it is given and returns, where that is in main memory.
+  assert costs.hbm_bytes == 8 * 16 * 2 + 8 * 32 * 2
 
 
 def test_what_a_fusion_leaves_alone_is_not_moved():

@@ -104,7 +104,7 @@ class Costs:
   """What one device does in one run of a program.
 
   Attributes:
-    flops: of products and convolutions alone.
+    flops: of products and convolutions alone, in kernels as they say.
     hbm_bytes: read and written in main memory.
     collectives: one for each kind and group size.
     loops: how often each loop runs; None where XLA does not know, and then its
@@ -296,6 +296,11 @@ def _trip_count(
 
 
 def _flops(instruction: Instruction, computation: Computation) -> int:
+  if instruction.opcode == 'custom-call':  # a kernel says what it does
+    found = re.search(
+      r'"cost_estimate":\{"flops":"(\d+)"', instruction.attributes
+    )
+    return int(found[1]) if found else 0
   if instruction.opcode not in ('dot', 'convolution'):
     return 0
   left, right = (computation[o].arrays[0] for o in instruction.operands[:2])
@@ -435,7 +440,8 @@ def _collective(
 def _group_size(kind: str, attributes: str, num_devices: int) -> int:
   if kind == 'collective-permute':
     return 2
-  # {{0,1},{2,3}}; [groups,size]<=[…]; mesh['a'=2,'b'=4] {'a'}
+  # {{0,1},{2,3}}; [groups,size]<=[…]; mesh['a'=2,'b'=4] {'a'}; the same with
+  # an order of the devices in between: device_ids=([4,4]T(1,0)).
   found = re.search(r'replica_groups=\{\{([\d,]+)\}', attributes)
   if found:
     return len(found[1].split(','))
@@ -443,7 +449,9 @@ def _group_size(kind: str, attributes: str, num_devices: int) -> int:
   if found:
     return int(found[1])
   found = re.search(
-    r'replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}', attributes
+    r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))?\s*'
+    r'\{([^}]*)\}',
+    attributes,
   )
   if found:
     sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))

@@ -239,27 +239,34 @@ def test_t5x_starts_from_parameters_with_its_own_adafactor(runs, data):
   assert back['train'][1] != ours['train'][1]
 
 
-@pytest.fixture(scope='module')
-def fine(data, tmp_path_factory):
-  """Two steps of a decoder-only stage under both runners, from records."""
-  folder = tmp_path_factory.mktemp('fine')
-  ours = train_ours('fine', 'records', data, folder / 'ours', 2)
-  theirs = train_t5x('fine', 'records', data, folder / 't5x', 2)
-  return folder, ours, theirs
+@pytest.fixture(scope='module', params=['fine', 'coarse', 'coarse_visual'])
+def stage_runs(request, data, tmp_path_factory):
+  """Two steps of a stage under both runners, from records."""
+  name = request.param
+  folder = tmp_path_factory.mktemp(name)
+  ours = train_ours(name, 'records', data, folder / 'ours', 2)
+  theirs = train_t5x(name, 'records', data, folder / 't5x', 2)
+  return name, folder, ours, theirs
 
 
-def test_losses_of_decoder_only_are_equal(fine):
-  _, ours, theirs = fine
-  show('decoder-only, from records', ours, theirs)
+def test_losses_from_records_are_equal(stage_runs):
+  name, folder, ours, theirs = stage_runs
+  show(f'{name}, from records', ours, theirs)
   assert ours == theirs
   assert sorted(ours['train']) == [1, 2]
+  assert sorted(ours['validation']) == [2]
+  params = [
+    checkpoints.load_params(folder / name / 'checkpoint_2')
+    for name in ('ours', 't5x')
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *params)
 
 
-def infer(fine, data, mode):
+def infer(stage_runs, data, mode):
   """Runs `t5x.infer` on our checkpoint; returns its lines, one for a clip."""
-  folder, _, _ = fine
+  name, folder, _, _ = stage_runs
   arguments = recipe(
-    'fine',
+    name,
     'records',
     data,
     ('t5x/infer',),
@@ -271,6 +278,20 @@ def infer(fine, data, mode):
   t5x('infer', *arguments)
   (path,) = (folder / mode).glob(f'*-{mode}.jsonl-00000-of-00001')
   return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def model_of(name, data):
+  """The model of a stage, as the gin files describe it."""
+  configs.parse(
+    [
+      a.removeprefix('--gin_file=')
+      for a in recipe(name, 'records', data, ('runs/train',))
+      if a.startswith('--gin_file=')
+    ],
+    ["MODEL_DIR = ''", f"DATA_DIR = '{data}'", 'stages.make.seconds = 2.0'],
+    root='train.train',
+  )
+  return gin.get_bindings('train.train')['model']
 
 
 def read(stage, model, data):
@@ -287,24 +308,15 @@ def read(stage, model, data):
   return clips, list(batches.as_numpy_iterator())
 
 
-def test_infer_on_our_checkpoint(fine, data):
-  folder, _, _ = fine
-  configs.parse(
-    [
-      a.removeprefix('--gin_file=')
-      for a in recipe('fine', 'records', data, ('runs/train',))
-      if a.startswith('--gin_file=')
-    ],
-    ["MODEL_DIR = ''", f"DATA_DIR = '{data}'", 'stages.make.seconds = 2.0'],
-    root='train.train',
-  )
-  model = gin.get_bindings('train.train')['model']
+def test_infer_on_our_checkpoint(stage_runs, data):
+  name, folder, _, _ = stage_runs
+  model = model_of(name, data)
   clips, batches = read(model.stage, model, data)
   assert len(clips) == 18
   params = checkpoints.load_params(folder / 'ours/checkpoint_2')
   score = jax.jit(model.score_batch)
   expected = np.concatenate([score(params, batch) for batch in batches])
-  scored = infer(fine, data, 'score')
+  scored = infer(stage_runs, data, 'score')
   assert [line['inputs']['id_pretokenized'] for line in scored] == clips
   # The last batch is padded by T5X, the others are the same arrays.
   found = np.array([line['score'] for line in scored], np.float32)
@@ -312,7 +324,7 @@ def test_infer_on_our_checkpoint(fine, data):
   np.testing.assert_allclose(found, expected, rtol=1e-6)
 
   stage = model.stage
-  predicted = infer(fine, data, 'predict')
+  predicted = infer(stage_runs, data, 'predict')
   ids = np.array([line['prediction'] for line in predicted])
   # Without the prefix, and every level in its own block of ids.
   assert ids.shape == (18, stage.target_length)
@@ -324,11 +336,11 @@ def test_infer_on_our_checkpoint(fine, data):
   assert len(np.unique(codes)) > 100  # sampled, not constant
 
 
-def test_eval_reports_the_metric_functions(fine, data):
-  folder, ours, _ = fine
+def test_eval_reports_the_metric_functions(stage_runs, data):
+  name, folder, ours, _ = stage_runs
   output = folder / 'eval'
   arguments = recipe(
-    'fine',
+    name,
     'records',
     data,
     ('t5x/eval',),
@@ -339,16 +351,18 @@ def test_eval_reports_the_metric_functions(fine, data):
   (path,) = output.glob('inference_eval/*-metrics.jsonl')
   (values,) = map(json.loads, path.read_text().splitlines())
   assert values['step'] == 2
+  levels = range(4, 8) if name == 'fine' else range(4)
   assert {n for n in values if n != 'step'} == {
     'loss_per_token',
     'perplexity',
     'sampled_accuracy',
     'code_distance',
-    *(f'code_distance/level_{level}' for level in range(4, 8)),
+    *(f'code_distance/level_{level}' for level in levels),
   }
-  # Another crop of the same clip than in the training's validation.
+  # Another crop of the one clip than in the training's validation, at random:
+  # 6.5 to 6.9 measured with one checkpoint.
   loss = ours['validation'][2]['loss_per_nonpadding_target_token']
-  assert values['loss_per_token'] == pytest.approx(loss, abs=0.2)
+  assert values['loss_per_token'] == pytest.approx(loss, abs=0.6)
 
 
 def test_recorded_parameters_are_those_of_t5x():

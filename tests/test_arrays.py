@@ -284,6 +284,33 @@ def test_order_follows_from_seed_and_step(folder):
   assert 0.3 < kept.mean() < 0.7
 
 
+def test_conditions_are_dropped_at_rates_of_their_own(folder):
+  dataset = arrays.ArrayDataset(
+    folder,
+    make('semantic'),
+    batch_size=400,
+    style_dropout=0.3,
+    visual_dropout=0.6,
+  )
+  batch = dataset.batch(0)
+  plain = arrays.ArrayDataset(folder, make('semantic'), batch_size=400).batch(0)
+  # The style of clip 0 is zeros, which say nothing.
+  told = plain['encoder_caption_mask'].any(axis=1)
+  style = batch['encoder_caption_mask'].any(axis=1)[told]
+  visual = batch['encoder_scene_mask'].any(axis=1)
+  # Five standard deviations; three of both, which one draw would make 0.4.
+  assert abs(style.mean() - 0.7) < 0.12
+  assert abs(visual.mean() - 0.4) < 0.13
+  assert abs((style & visual[told]).mean() - 0.28) < 0.08
+  # Everything else is as it is without.
+  np.testing.assert_array_equal(
+    batch['decoder_target_tokens'], plain['decoder_target_tokens']
+  )
+  np.testing.assert_array_equal(
+    batch['encoder_scene'], plain['encoder_scene'] * visual[:, None, None]
+  )
+
+
 @pytest.mark.parametrize('processes', [[0, 0, 1, 1], [0, 1, 1, 0]])
 def test_parts_are_those_of_the_whole_batch(folder, processes):
   make_dataset = lambda shard=None: arrays.ArrayDataset(

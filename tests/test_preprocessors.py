@@ -1,4 +1,4 @@
-"""Crops stay aligned, levels get their ids, styles are dropped."""
+"""Crops stay aligned, levels get their ids, conditions are dropped."""
 
 import fractions
 
@@ -10,13 +10,17 @@ from v2meow_jax import arrays
 from v2meow_jax import feature_converters
 from v2meow_jax import preprocessors
 from v2meow_jax import stages
+from v2meow_jax import streams
 from v2meow_jax import vocabularies
+
+# Frames of two tokens with codebooks of their own.
+PICTURES = stages.View(
+  streams.StreamSpec('pictures', 5, num_codes=7, num_levels=2), 0, 2
+)
 
 
 def clip(seconds, names=('scene', 'caption', 'spectral_semantic', 'spectral')):
   """Whole streams in which every value is the time in positions."""
-  from v2meow_jax import streams
-
   made = {'clip_id': f'clip of {seconds} s'}
   for name in names:
     spec = streams.get(name)
@@ -156,19 +160,83 @@ def test_flatten_gives_the_ids_of_the_stage():
 
 
 @pytest.mark.parametrize(
-  'rate, low, high', [(0, 0, 0), (0.3, 40, 80), (1, 200, 200)]
+  'visual, style', [(0, 0), (0.3, 0), (0, 0.3), (1, 0.3), (0.3, 0.6)]
 )
-def test_style_is_dropped_at_a_rate(rate, low, high):
-  stage = bundled('semantic', seconds=2.0)
+def test_conditions_are_dropped_at_rates(visual, style):
+  stage = stages.make(
+    'semantic',
+    ('scene', 'clip'),
+    'caption',
+    'spectral_semantic',
+    seconds=2.0,
+  )
   tf.random.set_seed(0)
-  ds = preprocessors.select(_dataset(*[clip(2.0)] * 200), stage=stage)
-  ds = preprocessors.drop_style(ds, stage=stage, rate=rate)
-  dropped = 0
+  made = clip(2.0) | clip(2.0, ['clip'])
+  ds = preprocessors.select(_dataset(*[made] * 200), stage=stage)
+  ds = preprocessors.drop_conditions(
+    ds, stage=stage, visual_rate=visual, style_rate=style
+  )
+  dropped = []
   for example in ds.as_numpy_iterator():
     assert example['caption'].all() or not example['caption'].any()
-    assert example['scene'].any()
-    dropped += not example['caption'].any()
-  assert low <= dropped <= high
+    # All pictures at once, and what is there is whole.
+    assert [len(example[name]) for name in ('scene', 'clip')] in (
+      [20, 2],
+      [0, 0],
+    )
+    assert len(example['targets']) == 50
+    dropped.append((not len(example['scene']), not example['caption'].any()))
+  # Draws of their own: five standard deviations of 200.
+  for found, rate in (
+    ([v for v, _ in dropped], visual),
+    ([s for _, s in dropped], style),
+    ([v and s for v, s in dropped], visual * style),
+  ):
+    margin = 5 * (rate * (1 - rate) / 200) ** 0.5
+    assert rate - margin <= np.mean(found) <= rate + margin
+
+
+def test_tokens_that_a_stage_continues_from_stay():
+  stage = bundled('coarse', seconds=2.0)
+  ds = preprocessors.select(_dataset(clip(2.0)), stage=stage)
+  ds = preprocessors.drop_conditions(
+    ds, stage=stage, visual_rate=1.0, style_rate=1.0
+  )
+  (example,) = ds.as_numpy_iterator()
+  assert {
+    name: len(x) for name, x in example.items() if name != 'id_pretokenized'
+  } == {'scene': 0, 'spectral_semantic': 50, 'targets': 50}
+
+
+@pytest.mark.parametrize('keep', [(False, True), (True, False), (False, False)])
+@pytest.mark.parametrize(
+    'stage',
+    [bundled('semantic', seconds=2.0), bundled('coarse', seconds=2.0),
+     # A prefix with the tokens of frames.
+     stages.Stage('coarse', (PICTURES,) + bundled('coarse').inputs[1:],
+                  bundled('coarse').target, 2.0, stages.DECODER_ONLY)],
+    ids=['semantic', 'coarse', 'prefix'],
+)  # fmt: skip
+def test_what_is_dropped_is_masked_as_in_plain_arrays(stage, keep):
+  made = clip(5.0) | {'pictures': np.full((25, 2), 3, np.int32)}
+  expected = arrays.model_features(stage, [made], [2], *([k] for k in keep))
+  ds = preprocessors.select(_dataset(made), stage=stage)
+  ds = ds.map(lambda x: preprocessors.crop_at(x, stage, tf.constant(2)))
+  ds = preprocessors.flatten(ds, stage=stage)
+  ds = preprocessors.drop_conditions(
+    ds, stage=stage, style_rate=not keep[0], visual_rate=not keep[1]
+  )
+  if stage.architecture == stages.DECODER_ONLY:
+    converter = feature_converters.DecoderOnlyFeatureConverter(stage)
+    seen = expected['decoder_target_tokens'][0, :20].any()
+  else:
+    converter = feature_converters.EncoderDecoderFeatureConverter(stage)
+    seen = expected['encoder_scene_mask'].any()
+  assert seen == keep[1]
+  (found,) = converter(ds, stage.task_feature_lengths()).as_numpy_iterator()
+  assert set(found) == set(expected)
+  for name, value in expected.items():
+    np.testing.assert_array_equal(found[name], value[0], err_msg=name)
 
 
 @pytest.mark.parametrize(

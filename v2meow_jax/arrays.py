@@ -174,6 +174,7 @@ def model_features(
   clips: Sequence[Mapping[str, np.ndarray]],
   starts: Sequence[int],
   keep_style: Sequence[bool] | None = None,
+  keep_visual: Sequence[bool] | None = None,
 ) -> dict[str, np.ndarray]:
   """Makes the model features of one crop of each clip.
 
@@ -183,6 +184,7 @@ def model_features(
     starts: where each crop starts, in units of 1 / `crop_grid_hz` s.
     keep_style: whether once-per-clip streams are seen; else their mask is 0.
       All are by default.
+    keep_visual: the same for the visual streams.
 
   Returns:
     `encoder_<stream>`, `encoder_<stream>_mask` and `decoder_*` by name, each
@@ -191,6 +193,15 @@ def model_features(
   """
   if keep_style is None:
     keep_style = np.ones(len(clips), bool)
+  if keep_visual is not None:
+    # No positions of the picture: what is left is padding.
+    nothing = [
+      {name: clip[name][:0] for name in stage.visual_names} for clip in clips
+    ]
+    clips = [
+      clip if keep else {**clip, **gone}
+      for clip, gone, keep in zip(clips, nothing, keep_visual, strict=True)
+    ]
   target = _ids(stage, stage.target, clips, starts)
   if stage.architecture == stages.DECODER_ONLY:
     prefix = [_ids(stage, view, clips, starts) for view in stage.inputs]
@@ -284,6 +295,7 @@ class ArrayDataset:
     batch_size: int = 8,
     seed: int = 0,
     style_dropout: float = 0.0,
+    visual_dropout: float = 0.0,
     shard: hosts.Shard | None = None,
   ):
     """Opens the split; its arrays are memory-mapped.
@@ -293,8 +305,9 @@ class ArrayDataset:
       stage: which streams to read, and how long a crop is.
       split: 'train', 'validation' or another folder inside `folder`.
       batch_size: examples in a batch, over all processes.
-      seed: decides the order of the clips, the crops and the dropped styles.
+      seed: decides the order of the clips, the crops and what is dropped.
       style_dropout: share of examples whose once-per-clip streams are masked.
+      visual_dropout: share whose visual streams are masked, all at once.
       shard: the part of each batch to read; all of it by default.
 
     Raises:
@@ -305,6 +318,7 @@ class ArrayDataset:
     self._batch_size = batch_size
     self._seed = seed
     self._style_dropout = style_dropout
+    self._visual_dropout = visual_dropout
     self._examples = (shard or hosts.Shard()).examples(batch_size)
     try:
       index = json.loads((self._folder / _INDEX).read_text())
@@ -372,8 +386,9 @@ class ArrayDataset:
   def batch(self, step: int) -> dict[str, np.ndarray]:
     """Returns our part of batch `step`: model features `[examples, …]`."""
     rng = np.random.default_rng([self._seed, _CROPS, step])
-    # [2, batch] -> [2, examples]
-    place, luck = rng.random((2, self._batch_size))[:, self._examples]
+    # [3, batch] -> [3, examples]
+    numbers = rng.random((3, self._batch_size))[:, self._examples]
+    place, style, visual = numbers
     clips = []
     for number in step * self._batch_size + self._examples:
       epoch, position = divmod(int(number), len(self._clips))
@@ -384,7 +399,11 @@ class ArrayDataset:
       for p, clip in zip(place, clips, strict=True)
     ]
     return model_features(
-      self._stage, clips, starts, luck >= self._style_dropout
+      self._stage,
+      clips,
+      starts,
+      style >= self._style_dropout,
+      visual >= self._visual_dropout,
     )
 
   def _order(self, epoch: int) -> np.ndarray:

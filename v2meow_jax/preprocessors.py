@@ -2,7 +2,7 @@
 
 A record holds whole clips (dataset_builder.py). The steps are, in order:
 `select` what a stage sees, `crop` all streams at the same seconds, `flatten`
-codes to ids, `drop_style`.
+codes to ids, `drop_conditions`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -138,24 +138,33 @@ def flatten(features: Features, stage: stages.Stage) -> Features:
   return flat
 
 
-@seqio.map_over_dataset(num_seeds=1)
-def drop_style(
-  features: Features, seed: tf.Tensor, stage: stages.Stage, rate: float
+@seqio.map_over_dataset(num_seeds=2)
+def drop_conditions(
+  features: Features,
+  seeds: tf.Tensor,
+  stage: stages.Stage,
+  visual_rate: float,
+  style_rate: float,
 ) -> Features:
-  """Replaces once-per-clip streams by zeros, which converters mask.
+  """Takes the picture or the style away, so that a model can do without.
+
+  Converters mask what is missing. What the stage continues from stays.
 
   Args:
     features: task features.
-    seed: int32 `[2]`.
-    stage: says which streams are once per clip.
-    rate: share of the examples that lose them, all at once.
+    seeds: int32 `[2, 2]`.
+    stage: says which streams are visual and which are once per clip.
+    visual_rate: share of the examples that lose all visual streams.
+    style_rate: share that lose the once-per-clip streams, drawn apart.
 
   Returns:
-    The features.
+    The features: no positions of a visual stream, zeros for a style.
   """
-  keep = tf.random.stateless_uniform([], seed) >= rate
   dropped = dict(features)
-  for name, view in _views(stage):
-    if not view.spec.is_timed:
-      dropped[name] = features[name] * tf.cast(keep, features[name].dtype)
+  keep = tf.random.stateless_uniform([], seeds[0]) >= style_rate
+  for name in stage.style_names:
+    dropped[name] = features[name] * tf.cast(keep, features[name].dtype)
+  keep = tf.random.stateless_uniform([], seeds[1]) >= visual_rate
+  for name in stage.visual_names:
+    dropped[name] = features[name][: tf.where(keep, tf.int32.max, 0)]
   return dropped

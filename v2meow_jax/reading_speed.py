@@ -51,6 +51,7 @@ def measure(
     'BATCH_SIZE': batch_size,
     'TRAIN_STEPS': steps,
     'STYLE_DROPOUT': 0.1,
+    'VISUAL_DROPOUT': 0.0,
     'MODEL_DIR': '',
   }
   try:

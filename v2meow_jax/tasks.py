@@ -123,6 +123,7 @@ def register(
   stage: stages.Stage,
   data_dir: str | None = None,
   style_dropout: float = 0.0,
+  visual_dropout: float = 0.0,
 ) -> str:
   """Adds the seqio task of a stage on a dataset; once, however often called.
 
@@ -132,6 +133,7 @@ def register(
     data_dir: folder that holds the dataset; TFDS's own by default.
     style_dropout: share of the examples whose once-per-clip streams are
       masked, so that the model can do without.
+    visual_dropout: share whose visual streams are masked, all at once.
 
   Returns:
     The name of the task.
@@ -142,7 +144,9 @@ def register(
   name = task_name(dataset, stage)
   if style_dropout:
     name += f'.drop_{round(100 * style_dropout)}'
-  settings = (dataset, stage, data_dir, style_dropout)
+  if visual_dropout:
+    name += f'.drop_visual_{round(100 * visual_dropout)}'
+  settings = (dataset, stage, data_dir, style_dropout, visual_dropout)
   with _lock:
     if name in _settings and name in seqio.TaskRegistry.names():
       if _settings[name] != settings:
@@ -157,10 +161,13 @@ def register(
       functools.partial(preprocessors.crop, stage=stage),
       functools.partial(preprocessors.flatten, stage=stage),
     ]
-    if style_dropout:
+    if style_dropout or visual_dropout:
       steps.append(
         functools.partial(
-          preprocessors.drop_style, stage=stage, rate=style_dropout
+          preprocessors.drop_conditions,
+          stage=stage,
+          visual_rate=visual_dropout,
+          style_rate=style_dropout,
         )
       )
     seqio.TaskRegistry.add(

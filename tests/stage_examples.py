@@ -16,7 +16,11 @@ SECONDS = 2.0
 SCENE = stages.View(streams.StreamSpec('scene', 3, num_features=5))
 STYLE = stages.View(streams.StreamSpec('style', None, num_features=4))
 WORDS = stages.View(
-  streams.StreamSpec('words', 4, num_codes=6, num_levels=2), 0, 2
+  streams.StreamSpec(
+    'words', 4, num_codes=6, num_levels=2, sample_rate_hz=16000
+  ),
+  0,
+  2,
 )
 # Levels 1 and 2 of 3: what the fine stage sees of a codec.
 CODES = stages.View(

@@ -7,7 +7,8 @@ import pytest
 
 from tests import toy
 from v2meow_jax import benchmark
-from v2meow_jax import generate
+from v2meow_jax import configs
+from v2meow_jax import decoding_speed
 from v2meow_jax import trainer
 from v2meow_jax import training_speed
 from v2meow_jax import training_steps
@@ -37,7 +38,37 @@ def test_decode_counts_steps_and_tokens(code_folder, capsys):
   assert line['cores'] >= 1
 
 
-def test_generate_measures_every_phase(tiny_model, tmp_path, capsys):
+def test_decode_of_any_dimensions_counts_bytes(code_folder, capsys):
+  arguments = (
+    'decode --arch decoder_only --layers 2 --embed_dim 16 --heads 2 '
+    '--head_dim 8 --mlp_dim 32 --vocab 50 --encoder_length 6 --batch 3 '
+    '--steps 5 --weights_dtype int8'
+  )
+  assert benchmark.main(arguments.split()) == 0
+  line = json.loads(capsys.readouterr().out)
+  assert (line['arch'], line['batch'], line['steps']) == ('decoder_only', 3, 5)
+  # Four projections and a gated MLP of each layer, and the logits, in int8 with
+  # a float32 for each column: 3 x 16 and 16, 2 x 32 and 16, 50.
+  weights = 2 * (4 * 16 * 16 + 3 * 16 * 32) + 16 * 50
+  scales = 4 * (2 * (64 + 80) + 50)
+  # Keys and values of 7 to 11 positions.
+  cache = 4 * 2 * 2 * 3 * 16 * 9
+  assert line['bytes_per_step'] == pytest.approx(
+    weights + scales + cache, rel=1e-3
+  )
+  assert line['bytes_per_second'] == pytest.approx(
+    line['bytes_per_step'] / line['seconds_per_step'], rel=2e-3
+  )
+  assert line['ms_per_step'] == pytest.approx(
+    1e3 * line['seconds_per_step'], rel=1e-3
+  )
+  assert line['memory_bytes_per_second'] > 1e8
+  assert line['share_of_memory_bandwidth'] == pytest.approx(
+    line['bytes_per_second'] / line['memory_bytes_per_second'], rel=2e-3
+  )
+
+
+def test_generate_measures_the_whole_road(tiny_model, tmp_path, capsys):
   clip = toy.make_video(tmp_path / 'clip.mp4', seconds=3.0)
   arguments = ['generate', '--video', clip, '--model', tiny_model]
   assert benchmark.main([*map(str, arguments)]) == 0
@@ -47,20 +78,13 @@ def test_generate_measures_every_phase(tiny_model, tmp_path, capsys):
   assert line['music_seconds'] == 3.0
   # 3 s at 25 Hz: one semantic token and 8 levels.
   assert line['tokens'] == 75 * 9
-  assert list(line['phase_seconds']) == [*generate.PHASES]
-  assert sum(line['phase_seconds'].values()) <= line['seconds']
+  assert line['tokens_per_second'] == pytest.approx(
+    line['tokens'] / line['seconds'], rel=1e-3
+  )
   assert line['real_time_factor'] == pytest.approx(
     line['seconds'] / 3, rel=1e-3
   )
-  # Two windows of 2 s, of which the second goes on from the first's half;
-  # three of 1 s at once.
-  steps = {
-    name: line['phase_seconds'][name] / seconds
-    for name, seconds in line['seconds_per_step'].items()
-  }
-  assert steps == pytest.approx(
-    {'semantic': 75, 'coarse': 300, 'fine': 100}, rel=0.01
-  )
+  assert 0 < line['first_sound_seconds']
 
 
 def test_train_times_steps_and_counts_tokens(code_folder, capsys):
@@ -178,10 +202,18 @@ def test_mistakes_are_one_line(capsys):
   with pytest.raises(SystemExit, match='^2$'):
     benchmark.main(['decode', '--size', 'tiny', '--steps', '0'])
   assert 'expected 1 or more' in capsys.readouterr().err
+  for arguments, message in (
+    ('--layers 2', '--arch is missing, expected it or --size'),
+    ('--size tiny --heads 2', '--heads does not go with --size'),
+    ('--size tiny --batch 0', '--batch is 0, expected 1 or more'),
+  ):
+    with pytest.raises(SystemExit, match='^2$'):
+      benchmark.main(['decode', *arguments.split()])
+    assert message in capsys.readouterr().err
 
 
 def test_every_size_is_known():
-  folder = benchmark.configs.folder() / 'sizes'
+  folder = configs.folder() / 'sizes'
   for size in ('tiny', 'small', 'base'):
     assert (folder / f'{size}.gin').is_file()
-    assert benchmark._read_size(size).num_layers >= 1
+    assert decoding_speed.read_size(size).num_layers >= 1

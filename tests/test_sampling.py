@@ -36,11 +36,13 @@ def test_restrict_equals_reference(rng, top_k, top_p):
 def draw(logits, options, count, seed=0):
   """Draws `count` codes of one distribution."""
   keys = jax.random.split(jax.random.key(seed), count)
-  return np.asarray(
-    jax.jit(sampling.sample)(
-      jnp.broadcast_to(logits, (count, len(logits))), keys, options
-    )
-  )
+  logits = jnp.broadcast_to(logits, (count, len(logits)))
+  return np.asarray(jax.jit(sample)(logits, keys, options))
+
+
+def sample(logits, keys, options):
+  noise = sampling.gumbel(keys, logits.shape[1])
+  return sampling.sample(logits, noise, options)
 
 
 @pytest.mark.parametrize(
@@ -75,20 +77,36 @@ def test_temperature_zero_takes_the_most_likely(rng):
 def test_rows_draw_from_their_own_key(rng):
   logits = np.zeros((4, 1000), 'f4')
   keys = jax.random.split(jax.random.key(1), 4)
-  codes = sampling.sample(logits, keys, sampling.Options())
+  codes = sample(logits, keys, sampling.Options())
   assert len(set(codes.tolist())) == 4
   for i in range(4):
-    alone = sampling.sample(logits[:1], keys[i : i + 1], sampling.Options())
+    alone = sample(logits[:1], keys[i : i + 1], sampling.Options())
     assert alone[0] == codes[i]
+  # Keys of many steps at once give each the noise that it gets alone.
+  noise = sampling.gumbel(keys.reshape(2, 2), 1000)
+  np.testing.assert_array_equal(
+    noise.reshape(4, 1000), sampling.gumbel(keys, 1000)
+  )
+
+
+@pytest.mark.parametrize('spread', [1.0, 0.0])
+def test_most_likely_is_argmax(rng, spread):
+  # Of equal scores the first, and -inf is a score too.
+  scores = spread * rng.integers(-3, 4, (3, 40, 50)).astype('f4')
+  scores[0, :20] = -np.inf
+  scores[1, :, :7] = -np.inf
+  found = sampling.most_likely(scores)
+  assert found.dtype == np.int32
+  np.testing.assert_array_equal(found, scores.argmax(-1))
 
 
 def test_options_do_not_recompile(rng):
-  sample = jax.jit(lambda *arguments: sampling.sample(*arguments))
+  compiled = jax.jit(lambda *arguments: sample(*arguments))
   logits = rng.standard_normal((1, 6), 'f4')
   keys = jax.random.split(jax.random.key(0), 1)
   for options in ((1.0, 0, 1.0), (0.5, 3, 0.9), (0.0, 0, 1.0)):
-    sample(logits, keys, sampling.Options(*options))
-  assert sample._cache_size() == 1
+    compiled(logits, keys, sampling.Options(*options))
+  assert compiled._cache_size() == 1
 
 
 @pytest.mark.parametrize(

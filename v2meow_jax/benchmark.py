@@ -2,6 +2,9 @@
 
   python -m v2meow_jax.benchmark generate [--video VIDEO]
   python -m v2meow_jax.benchmark decode --size tiny --batch 1 --steps 200
+  python -m v2meow_jax.benchmark decode --arch encoder_decoder --layers 4 \
+      --embed_dim 256 --heads 4 --head_dim 64 --mlp_dim 1024 --vocab 1024 \
+      --batch 8 --encoder_length 64 --steps 2000 --dtype float32
   python -m v2meow_jax.benchmark train --stage coarse --size tiny --batch 8 \
       --steps 10
   python -m v2meow_jax.benchmark compile --topology v5e:16x16 --stage coarse \
@@ -11,8 +14,9 @@
 
 `generate` runs the whole road of a clip twice in one process: the first run
 compiles (or reads the cache of compiled code), the second is what a further
-clip costs. `decode` runs the loop of one stage alone, with random weights of
-the paper's geometry: what a size costs before anything is trained. `train`
+clip costs. `decode` runs the loop of one stage alone, with random weights, of
+the paper's geometry or of any dimensions: what a size costs before anything is
+trained, and how far it is from the time that reading takes. `train`
 times the training step of a stage, on noise. `compile` compiles that step for a
 TPU slice that need not be there (extra `tpu`): what it would need of a chip and
 how fast it can be at most. `input` reads the batches of a stage from TFDS
@@ -22,7 +26,6 @@ records, and trains nothing.
 import argparse
 from collections.abc import Sequence
 import json
-import math
 import os
 import pathlib
 import platform
@@ -32,7 +35,6 @@ import sys
 import tempfile
 import time
 
-from v2meow_jax import configs
 from v2meow_jax import errors
 from v2meow_jax import platforms
 
@@ -40,6 +42,18 @@ _EXAMPLE = 'data/example.mp4'
 _SIZES = ('tiny', 'small', 'base', 'large')
 # Of `network.Config`, for a training step.
 _OPTIONS = ('dtype', 'remat', 'scan_layers', 'causal_block_queries')
+# Of a network that is no stage, and of its loop: options of `decode`.
+_DIMENSIONS = (
+  'arch',
+  'layers',
+  'embed_dim',
+  'heads',
+  'head_dim',
+  'mlp_dim',
+  'vocab',
+  'encoder_length',
+)
+_LOOP = ('batch', 'steps', 'dtype', 'weights_dtype')
 _STAGES = ('semantic', 'coarse', 'fine')
 
 
@@ -65,30 +79,20 @@ def measure_generate(
 
   generator = generate.load(model)
   load_seconds = time.perf_counter() - start
-  phases = {}
-
-  def note(phase, _):
-    nonlocal last
-    now = time.perf_counter()
-    phases[phase] = phases.get(phase, 0.0) + now - last
-    last = now
-
   runs = []
   with tempfile.TemporaryDirectory() as folder:
     for _ in range(2):
-      phases.clear()
-      last = time.perf_counter()
-      start = last
-      music = generator.generate(path, progress=note, seed=seed, text=text)
+      start = time.perf_counter()
+      music = generator.generate(path, seed=seed, text=text)
       music.write(os.path.join(folder, 'music.mp4'))
       runs.append(time.perf_counter() - start)
   first, second = runs
-  steps = {
-    model.stage.name: _num_steps(model, music.tokens, generator.bundle.overlap)
-    for model in generator.bundle.models
-  }
+  start = time.perf_counter()
+  chunks = generator.stream(path, seed=seed, text=text)
+  next(chunk for chunk in chunks if len(chunk))
+  sound_seconds = time.perf_counter() - start
+  chunks.close()
   num_tokens = sum(codes.size for codes in music.tokens.values())
-  sampling_seconds = sum(phases[name] for name in steps)
   return {
     'video': os.path.basename(path),
     'model': model,
@@ -97,142 +101,31 @@ def measure_generate(
     'first_seconds': first,
     'compile_seconds': max(0.0, first - second),
     'seconds': second,
-    'phase_seconds': dict(phases),
+    'first_sound_seconds': sound_seconds,
     'tokens': num_tokens,
-    'tokens_per_second': num_tokens / sampling_seconds,
-    'seconds_per_step': {
-      name: phases[name] / count for name, count in steps.items()
-    },
+    'tokens_per_second': num_tokens / second,
     'real_time_factor': second / music.picture.seconds,
   }
 
 
-def _num_steps(model, tokens, overlap: float) -> int:
-  """Steps of the sampling loop that made the tokens of one stage."""
-  from v2meow_jax import cascade
-
-  stage = model.stage
-  rate = stage.target.spec.rate_hz
-  total = len(tokens[stage.target.name])
-  window = round(stage.seconds * rate)
-  if stage.name == 'fine':
-    starts = cascade.window_starts(total, window, window)
-    calls = -(-len(starts) // cascade.FINE_BATCH)
-    return calls * window * stage.target.num_levels
-  fresh = window - round(overlap * window)
-  starts = cascade.window_starts(total, window, fresh)
-  return (window + (len(starts) - 1) * fresh) * stage.target.num_levels
-
-
-def measure_decode(
-  size: str, batch: int, steps: int, stage_name: str = 'semantic'
-) -> dict:
-  """Measures the sampling loop of one stage with random weights.
-
-  Args:
-    size: a file of gin/sizes.
-    batch: clips at once.
-    steps: steps of the loop at least; rounded up to a whole time.
-    stage_name: which stage of the paper's geometry.
-
-  Returns:
-    What was measured.
-
-  Raises:
-    UserError: there is no such size.
-  """
-  import jax
-  import numpy as np
-
+def _measure_decode(args: argparse.Namespace) -> dict:
+  """Measures the loop of a stage, or of the dimensions given."""
   from v2meow_jax import compilation_cache
-  from v2meow_jax import models
-  from v2meow_jax import stages
+  from v2meow_jax import decoding_speed
 
   compilation_cache.enable()
-  config = _read_size(size)
-  visual = ('clip', 'i3d_flow') if stage_name == 'semantic' else ()
-  whole = stages.make(stage_name, visual=visual)
-  view = whole.target
-  # Whole seconds, so that every stream has a whole number of positions.
-  seconds = float(max(1, math.ceil(steps / view.rate_hz)))
-  stage = stages.make(stage_name, visual=visual, seconds=seconds)
-  model = models.StageModel(stage, config)
-  rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(
-    lambda key: model.get_initial_variables(key, model.feature_shapes(1))[
-      'params'
-    ],
-    jax.random.key(0),
-  )
-  params = jax.tree.map(
-    lambda x: 0.02 * rng.standard_normal(x.shape, np.float32), shapes
-  )
-  params = jax.device_put(params)
-  inputs, masks = {}, {}
-  for view in stage.inputs:
-    length = view.spec.length(seconds)
-    if view.spec.is_discrete:
-      shape = (batch, length, view.num_levels)
-      inputs[view.name] = rng.integers(0, view.spec.num_codes, shape, np.int32)
-    else:
-      shape = (batch, length, view.spec.num_features)
-      inputs[view.name] = rng.standard_normal(shape, np.float32)
-    masks[view.name] = np.ones((batch, view.length(seconds)), np.int32)
-  # All but the steps asked for are a prompt.
-  target = stage.target
-  times = target.spec.length(seconds)
-  kept = times - math.ceil(steps / target.num_levels)
-  prompt = np.zeros((batch, kept, target.num_levels), np.int32)
-  run = lambda: jax.block_until_ready(
-    model.decode(
-      params,
-      inputs,
-      masks,
-      prompt,
-      np.arange(batch, dtype=np.uint32),
-      np.zeros(batch, np.int32),
-      model.options,
+  named = ('size', 'stage') if args.size else _DIMENSIONS
+  line = {name: getattr(args, name) for name in (*named, *_LOOP)}
+  if args.size:
+    model = decoding_speed.paper_model(
+      args.stage, args.size, args.steps, args.dtype, args.weights_dtype
     )
-  )
-  times_taken = []
-  for _ in range(3):
-    start = time.perf_counter()
-    run()
-    times_taken.append(time.perf_counter() - start)
-  first, *others = times_taken
-  taken = min(others)
-  num_steps = (times - kept) * target.num_levels
-  music_seconds = (times - kept) / target.spec.rate_hz
-  return {
-    'size': size,
-    'stage': stage_name,
-    'batch': batch,
-    'steps': num_steps,
-    'parameters': sum(x.size for x in jax.tree.leaves(params)),
-    'compile_seconds': first - taken,
-    'seconds': taken,
-    'seconds_per_step': taken / num_steps,
-    'tokens_per_second': batch * num_steps / taken,
-    'real_time_factor': taken / (batch * music_seconds),
-  }
-
-
-def _read_size(size: str):
-  """Returns the `network.Config` of a file of gin/sizes."""
-  import gin
-
-  from v2meow_jax import network
-
-  path = configs.folder() / 'sizes' / f'{size}.gin'
-  if not path.is_file():
-    names = ', '.join(sorted(x.stem for x in path.parent.glob('*.gin')))
-    raise errors.UserError(
-      f'Unknown size `{size}`, expected one of {names}. Choose one with --size.'
+  else:
+    dimensions = decoding_speed.Dimensions(
+      **{name: getattr(args, name) for name in (*_DIMENSIONS, 'steps', 'dtype')}
     )
-  configs.parse([str(path)])
-  config = gin.get_configurable(network.Config)()
-  gin.clear_config()
-  return config
+    model = dimensions.model(args.weights_dtype)
+  return line | decoding_speed.measure(model, args.batch, args.steps)
 
 
 def _machine() -> dict:
@@ -353,6 +246,39 @@ def _add_step(
   return command
 
 
+def _add_decode(command: argparse.ArgumentParser) -> None:
+  add = command.add_argument
+  add('--size', help=' | '.join(_SIZES) + '; or all of the next options')
+  add('--stage', choices=_STAGES, default='semantic', help='with --size')
+  add('--arch', choices=('encoder_decoder', 'decoder_only'))
+  for name in _DIMENSIONS[1:]:
+    add(f'--{name}', type=int)
+  add('--batch', type=int, default=1, help='clips at once')
+  add('--steps', type=int, default=100, help='tokens of each')
+  add(
+    '--dtype',
+    choices=('float32', 'bfloat16'),
+    default='float32',
+    help='of activations, caches and weights (default: %(default)s)',
+  )
+  add(
+    '--weights_dtype',
+    choices=('bfloat16', 'int8'),
+    help='keep the weights in fewer bits than --dtype',
+  )
+
+
+def _check_decode(
+  parser: argparse.ArgumentParser, args: argparse.Namespace
+) -> None:
+  given = [name for name in _DIMENSIONS if getattr(args, name) is not None]
+  if args.size and given:
+    parser.error(f'--{given[0]} does not go with --size, leave one of them out')
+  missing = [name for name in _DIMENSIONS if name not in given]
+  if not args.size and missing:
+    parser.error(f'--{missing[0]} is missing, expected it or --size')
+
+
 def _add_gin_file(command: argparse.ArgumentParser) -> None:
   command.add_argument(
     '--gin_file',
@@ -389,10 +315,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
   command.add_argument('--seed', type=int, default=0)
   command.add_argument('--text', help='what the music should be like')
   command = commands.add_parser('decode', help='the sampling loop of a stage')
-  command.add_argument('--size', required=True, help=' | '.join(_SIZES))
-  command.add_argument('--batch', type=int, default=1, help='clips at once')
-  command.add_argument('--steps', type=int, default=100, help='tokens of each')
-  command.add_argument('--stage', choices=_STAGES, default='semantic')
+  _add_decode(command)
   command = _add_step(
     commands, 'train', 'the training step of a stage', 'float32', False, 128
   )
@@ -418,8 +341,11 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
       parser.error(f'unrecognized arguments: {argument}')
     name, value = argument.removeprefix('--gin.').split('=', 1)
     args.bindings.append(f'{name} = {value}')
-  for name in ('batch', 'steps', 'causal_block_queries'):
-    if getattr(args, name, 1) < 1:
+  if args.what == 'decode':
+    _check_decode(parser, args)
+  for name in ('batch', 'steps', 'causal_block_queries', *_DIMENSIONS[1:]):
+    count = getattr(args, name, None)
+    if count is not None and count < 1:
       parser.error(f'--{name} is {getattr(args, name)}, expected 1 or more')
   return args
 
@@ -432,7 +358,7 @@ def main(argv: Sequence[str]) -> int:
     if args.what == 'generate':
       line = measure_generate(args.video, args.model, args.seed, args.text)
     elif args.what == 'decode':
-      line = measure_decode(args.size, args.batch, args.steps, args.stage)
+      line = _measure_decode(args)
     elif args.what == 'input':
       line = _measure_input(args)
     else:

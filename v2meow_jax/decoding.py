@@ -1,13 +1,18 @@
 """Decoding with a key-value cache: one compiled loop over the positions.
 
 The first positions (a prefix, a prompt) go through the network in one pass,
-which leaves the keys and values of every layer. Each step of the loop then
-computes one position with the same parameters, arranged once for that: the
-projections of one input side by side, norms' scales multiplied into them. The
-result equals the full pass.
+`prefill`, which leaves the keys and values of every layer. Each `step` then
+computes one position with the same parameters, which `arrange` has arranged
+once for that: the projections of one input side by side, norms' scales
+multiplied into them. The result equals the full pass.
+
+The caches grow in blocks: the loop is a few loops, one for each length of the
+caches, so that a step reads little of what is still empty.
 """
 
 from collections.abc import Callable, Mapping
+import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +23,52 @@ import numpy as np
 from v2meow_jax import attention
 from v2meow_jax import layers
 from v2meow_jax import network
+from v2meow_jax import quantization
+from v2meow_jax import relative_positions
 
 Array = jax.Array
 Params = Mapping[str, Any]
+
+# Positions by which caches grow, at least, and how often they grow at most.
+# Each length is compiled for; of 8, a step reads an eighth too much on average.
+BLOCK = 256
+MOST_BLOCKS = 8
+# How weights can be kept; None is the dtype of the computation.
+WEIGHTS_DTYPES = (None, 'bfloat16', 'int8')
+
+
+class Matrix(NamedTuple):
+  """A matrix `[in, out]` as it is kept.
+
+  Attributes:
+    values: `[in, out]`.
+    scale: float32 `[out]`, times the values, of int8; else None.
+  """
+
+  values: Array
+  scale: Array | None = None
+
+  @classmethod
+  def keep(cls, kernel: Array, dtype: Any, weights_dtype: str | None):
+    """Keeps a kernel in `weights_dtype`, or where that is None in `dtype`."""
+    if weights_dtype == 'int8':
+      return cls(*quantization.quantize_columns(kernel))
+    return cls(kernel.astype(weights_dtype or dtype))
+
+  def multiply(self, x: Array, dtype: Any) -> Array:
+    """`x @ matrix` in `dtype`, float32 or bfloat16.
+
+    What is kept in fewer bits is multiplied in bfloat16, which holds all int8
+    numbers, and summed in float32.
+    """
+    if self.values.dtype == dtype:
+      return x.astype(dtype) @ self.values
+    y = jnp.matmul(
+      x.astype(jnp.bfloat16),
+      self.values.astype(jnp.bfloat16),
+      preferred_element_type=jnp.float32,
+    )
+    return (y if self.scale is None else y * self.scale).astype(dtype)
 
 
 class _Layer(NamedTuple):
@@ -35,15 +83,15 @@ class _Layer(NamedTuple):
     outward: `[mlp, embed]`.
   """
 
-  qkv: Array
-  out: Array
-  cross_query: Array | None
-  cross_out: Array | None
-  inward: Array
-  outward: Array
+  qkv: Matrix
+  out: Matrix
+  cross_query: Matrix | None
+  cross_out: Matrix | None
+  inward: Matrix
+  outward: Matrix
 
 
-class _Cache(NamedTuple):
+class Cache(NamedTuple):
   """Keys and values of one layer.
 
   Batch and heads are one axis: so they are operands of the products as they
@@ -58,29 +106,36 @@ class _Cache(NamedTuple):
   value: Array
 
   @classmethod
-  def make(cls, key: Array, value: Array, length: int) -> '_Cache':
-    """Makes room for `length` in `[batch, heads, positions, depth]`."""
-    room = ((0, 0), (0, length - key.shape[2]), (0, 0))
-    join = lambda x: jnp.pad(x.reshape(-1, *x.shape[2:]), room)
+  def make(cls, key: Array, value: Array) -> 'Cache':
+    """Of keys and values `[batch, heads, positions, depth]`."""
+    join = lambda x: x.reshape(-1, *x.shape[2:])
     return cls(join(key), join(value))
 
-  def write(self, key: Array, value: Array, position: Array) -> '_Cache':
+  def grow(self, length: int) -> 'Cache':
+    """Makes room for `length` positions."""
+    room = ((0, 0), (0, length - self.key.shape[1]), (0, 0))
+    return Cache(jnp.pad(self.key, room), jnp.pad(self.value, room))
+
+  def write(self, key: Array, value: Array, position: Array) -> 'Cache':
     """Puts `[batch, heads * depth]` of one position in its place."""
     put = lambda cache, x: lax.dynamic_update_slice_in_dim(
       cache, x.reshape(cache.shape[0], 1, -1), position, axis=1
     )
-    return _Cache(put(self.key, key), put(self.value, value))
+    return Cache(put(self.key, key), put(self.value, value))
 
 
-def _arrange(params: Params, cfg: network.Config) -> _Layer:
+def _arrange(
+  params: Params, cfg: network.Config, weights_dtype: str | None
+) -> _Layer:
   """Arranges the parameters of one decoder layer."""
+  keep = lambda kernel: Matrix.keep(kernel, cfg.dtype, weights_dtype)
 
-  def joined(norm: str, block: str, names: list[str]) -> Array:
+  def joined(norm: str, block: str, names: list[str]) -> Matrix:
     kernels = [params[block][name]['kernel'] for name in names]
     scale = params[norm]['scale'][:, None]
-    return (jnp.concatenate(kernels, axis=1) * scale).astype(cfg.dtype)
+    return keep(jnp.concatenate(kernels, axis=1) * scale)
 
-  kernel = lambda block, name: params[block][name]['kernel'].astype(cfg.dtype)
+  kernel = lambda block, name: keep(params[block][name]['kernel'])
   cross = 'encoder_decoder_attention'
   has_encoder = cross in params
   inwards = sorted(name for name in params['mlp'] if name.startswith('wi'))
@@ -106,7 +161,7 @@ def _normalize(x: Array, dtype: Any) -> Array:
 
 
 def _attend(
-  query: Array, cache: _Cache, bias: Array, cfg: network.Config
+  query: Array, cache: Cache, bias: Array, cfg: network.Config
 ) -> Array:
   """Attention of one position.
 
@@ -137,13 +192,13 @@ def _attend(
 def _step_layer(
   layer: _Layer,
   x: Array,
-  cache: _Cache,
-  cross_cache: _Cache | None,
+  cache: Cache,
+  cross_cache: Cache | None,
   position: Array,
   bias: Array,
   cross_bias: Array | None,
   cfg: network.Config,
-) -> tuple[Array, _Cache]:
+) -> tuple[Array, Cache]:
   """One position through one decoder layer.
 
   Args:
@@ -159,22 +214,250 @@ def _step_layer(
   Returns:
     `[batch, embed]`, and the cache filled up to and with `position`.
   """
-  qkv = _normalize(x, cfg.dtype) @ layer.qkv
+  dtype = cfg.dtype
+  qkv = layer.qkv.multiply(_normalize(x, dtype), dtype)
   query, key, value = jnp.split(qkv, 3, axis=-1)
   cache = cache.write(key, value, position)
-  x += _attend(query, cache, bias, cfg) @ layer.out
+  x += layer.out.multiply(_attend(query, cache, bias, cfg), dtype)
   if cross_cache is not None:
-    query = _normalize(x, cfg.dtype) @ layer.cross_query
-    x += _attend(query, cross_cache, cross_bias, cfg) @ layer.cross_out
-  parts = _normalize(x, cfg.dtype) @ layer.inward
+    query = layer.cross_query.multiply(_normalize(x, dtype), dtype)
+    y = _attend(query, cross_cache, cross_bias, cfg)
+    x += layer.cross_out.multiply(y, dtype)
+  parts = layer.inward.multiply(_normalize(x, dtype), dtype)
   parts = jnp.split(parts, len(cfg.mlp_activations), axis=-1)
   hidden = layers.multiply_activations(parts, cfg.mlp_activations)
-  return x + hidden @ layer.outward, cache
+  return x + layer.outward.multiply(hidden, dtype), cache
 
 
 def _padding(mask: Array) -> Array:
   """float32 bias of padded keys, `[batch, 1, positions]`."""
   return jnp.where(mask, 0.0, attention.MASK_VALUE)[:, None]
+
+
+class Weights(NamedTuple):
+  """What `step` reads of the parameters, see `arrange`.
+
+  Attributes:
+    layers: parameters of each layer.
+    embedding: `[ids, embed]`.
+    heads: per level, the kernel of its logits, `[embed, codes]`, with the
+      norm's scale: so that a step reads its own only.
+    bias: of positions of the target to one another, `[heads, distances]`, see
+      `network.Decoder.bias_tables`.
+    input_bias: of positions of the target to the inputs, or None.
+  """
+
+  layers: list[_Layer]
+  embedding: Array
+  heads: list[Matrix]
+  bias: Array
+  input_bias: Array | None
+
+
+class State(NamedTuple):
+  """What a step leaves to the next, and what `prefill` leaves to all.
+
+  Attributes:
+    caches: of self-attention, per layer, filled up to the next position.
+    padding: float32 `[batch, 1, positions]`, added to the logits of
+      self-attention.
+    cross_caches: of the encoder's output, per layer; empty without an encoder.
+    cross_padding: float32 `[batch, 1, inputs]`, or None.
+  """
+
+  caches: list[Cache]
+  padding: Array
+  cross_caches: list[Cache]
+  cross_padding: Array | None
+
+  def grow(self, length: int) -> 'State':
+    """Makes room for `length` positions."""
+    room = ((0, 0), (0, 0), (0, length - self.padding.shape[2]))
+    return self._replace(
+      caches=[cache.grow(length) for cache in self.caches],
+      padding=jnp.pad(self.padding, room),
+    )
+
+  def cut(self, length: int) -> 'State':
+    """Keeps the room of the first `length` positions."""
+    return self._replace(
+      caches=jax.tree.map(lambda x: x[:, :length], self.caches),
+      padding=self.padding[:, :, :length],
+    )
+
+  def put(self, part: 'State') -> 'State':
+    """Takes the positions of what `cut` gave."""
+    write = lambda x, new: lax.dynamic_update_slice_in_dim(x, new, 0, axis=1)
+    return self._replace(caches=jax.tree.map(write, self.caches, part.caches))
+
+
+def arrange(
+  module: network.Transformer, params: Params, weights_dtype: str | None = None
+) -> Weights:
+  """Arranges the parameters of a network for `step`.
+
+  Args:
+    module: network of the stage.
+    params: its parameters.
+    weights_dtype: how they are kept, one of `WEIGHTS_DTYPES`: 'bfloat16', or
+      'int8' with a scale for each column. Biases are float32 in any case.
+  """
+  cfg = module.config
+  decoder = params['decoder']
+  count = cfg.num_decoder_layers if module.has_encoder else cfg.num_layers
+  embedder = (params if module.has_encoder else decoder)['token_embedder']
+  kernel = decoder['logits_dense']['kernel']
+  kernel *= decoder['decoder_norm']['scale'][:, None]
+  bias, input_bias = module.apply(
+    {'params': params}, method=lambda module: module.decoder.bias_tables()
+  )
+  table = embedder['embedding']
+  return Weights(
+    layers=[
+      _arrange(decoder[f'layers_{i}'], cfg, weights_dtype) for i in range(count)
+    ],
+    # A step reads few rows: in int8 they would not be smaller by much.
+    embedding=table if weights_dtype is None else table.astype(jnp.bfloat16),
+    heads=[
+      Matrix.keep(part, jnp.float32, weights_dtype)
+      for part in jnp.split(kernel, module.stage.target.num_levels, axis=1)
+    ],
+    bias=bias,
+    input_bias=input_bias,
+  )
+
+
+def prefill(
+  module: network.Transformer,
+  params: Params,
+  inputs: Mapping[str, Array],
+  masks: Mapping[str, Array],
+  tokens: Array,
+  token_mask: Array,
+) -> tuple[Array, State]:
+  """Computes what the first step starts from; `State.grow` makes room for it.
+
+  Args:
+    module: network of the stage.
+    params: its parameters.
+    inputs: of the encoder, see `network.Encoder`; empty without one.
+    masks: of the encoder.
+    tokens: see `decode`.
+    token_mask: see `decode`.
+
+  Returns:
+    The input of the first step, int32 `[batch]`, and its state.
+  """
+  first = tokens.shape[1]
+  # Moved right by one behind a 0; the last token is the loop's first input.
+  shifted = jnp.pad(tokens, ((0, 0), (1, 0)))
+  # At least one position, since there is no attention over none; the loop
+  # writes over it.
+  filled = max(first, 1)
+  filled_mask = jnp.pad(
+    token_mask, ((0, 0), (0, filled - first)), constant_values=True
+  )
+  memories, cross_mask = module.apply(
+    {'params': params},
+    inputs,
+    masks,
+    shifted[:, :filled],
+    filled_mask,
+    method='prefill',
+  )
+  padding = _padding(filled_mask)
+  caches = [Cache.make(m['key'], m['value']) for m in memories]
+  if not module.has_encoder:
+    return shifted[:, first], State(caches, padding, [], None)
+  cross_caches = [
+    Cache.make(m['cross_key'], m['cross_value']) for m in memories
+  ]
+  state = State(caches, padding, cross_caches, _padding(cross_mask))
+  return shifted[:, first], state
+
+
+def step(
+  module: network.Transformer,
+  weights: Weights,
+  state: State,
+  token: Array,
+  position: Array,
+) -> tuple[Array, State]:
+  """Computes one position.
+
+  Args:
+    module: network of the stage.
+    weights: see `arrange`.
+    state: filled up to `position`, with room for it.
+    token: int32 `[batch]`, the input of the position.
+    position: int32 scalar, that of the prefix included.
+
+  Returns:
+    float32 logits `[batch, codes]` of the position's own level, and the state
+    filled up to and with `position`.
+  """
+  cfg, stage = module.config, module.stage
+  bias, cross_bias = _bias_rows(module, weights, state, position)
+  cross_caches = state.cross_caches
+  x = weights.embedding[token].astype(cfg.dtype)
+  caches = []
+  for i, (layer, cache) in enumerate(zip(weights.layers, state.caches)):
+    x, cache = _step_layer(
+      layer,
+      x,
+      cache,
+      cross_caches[i] if cross_caches else None,
+      position,
+      bias,
+      cross_bias,
+      cfg,
+    )
+    caches.append(cache)
+  x = _normalize(x, cfg.dtype).astype(jnp.float32)
+  level = (position - network.prefix_length(stage)) % stage.target.num_levels
+  branches = [
+    lambda x, head=head: head.multiply(x, jnp.float32) for head in weights.heads
+  ]
+  logits = lax.switch(level, branches, x)
+  return logits, state._replace(caches=caches)
+
+
+def _bias_rows(
+  module: network.Transformer, weights: Weights, state: State, position: Array
+) -> tuple[Array, Array | None]:
+  """Biases of one position, see `_attend`: of self- and cross-attention."""
+  stage = module.stage
+  prefix = network.prefix_length(stage)
+  length = state.padding.shape[2]
+  places = network.positions(stage.target, stage)
+  query = jnp.asarray(places)[position - prefix]
+  row = relative_positions.row(weights.bias, query, places[: length - prefix])
+  input_row = None
+  if weights.input_bias is not None:
+    inputs = (
+      network.prefix_positions(stage, module.config)
+      if prefix
+      else network.input_positions(stage, module.config)
+    )
+    input_row = relative_positions.row(weights.input_bias, query, inputs)
+  if prefix:
+    row = jnp.concatenate([input_row, row], axis=1)
+  bias = jnp.where(
+    np.arange(length) <= position, row + state.padding, attention.MASK_VALUE
+  )
+  if prefix or input_row is None:
+    return bias, state.cross_padding
+  return bias, input_row + state.cross_padding
+
+
+def next_token(
+  module: network.Transformer, codes: Array, position: Array
+) -> Array:
+  """Ids of the codes of a position: the input of the next."""
+  stage = module.stage
+  target = stage.target
+  level = (position - network.prefix_length(stage)) % target.num_levels
+  return stage.target_offset + level * target.spec.num_codes + codes
 
 
 def decode(
@@ -184,9 +467,14 @@ def decode(
   masks: Mapping[str, Array],
   tokens: Array,
   token_mask: Array,
-  choose: Callable[[Array, Array], tuple[Array, Any]],
+  choose: Callable[..., tuple[Array, Any]],
+  draw: Callable[[Array], Any] | None = None,
+  first: Array | None = None,
+  stop: Array | None = None,
+  block: int = BLOCK,
+  weights_dtype: str | None = None,
 ) -> tuple[Array, Any]:
-  """Generates the positions that `tokens` leaves open, one after the other.
+  """Generates positions of the target, one after the other.
 
   Args:
     module: network of the stage.
@@ -196,108 +484,117 @@ def decode(
     tokens: int32 ids `[batch, length]`: the prefix where there is no encoder,
       then the prompt, whole times.
     token_mask: bool `[batch, length]`, False where the prefix is padding.
-    choose: maps float32 logits `[batch, codes]` and the int32 step to codes,
-      int32 `[batch]`, and anything else to collect over the steps.
+    choose: maps float32 logits `[batch, codes]` and the int32 place in the
+      target to codes, int32 `[batch]`, and anything else to collect.
+    draw: maps places in the target, int32 `[places]`, to arrays with the places
+      in front, of which `choose` gets its own's as third argument: random
+      numbers, which many places at once draw faster. None for none.
+    first: int32 scalar, the first place to generate: so much of the prompt is
+      read. None for all of it.
+    stop: int32 scalar, the place to stop before. None for the end.
+    block: positions by which the caches grow, about; more where they would
+      grow more often than `MOST_BLOCKS` times.
+    weights_dtype: how weights are kept, see `arrange`.
 
   Returns:
-    Codes, int32 `[batch, steps]`, and what `choose` collected, with the steps
-    in front.
+    Codes, int32 `[batch, target]`, and what `choose` collected, with the target
+    in front; 0 outside `first` to `stop`.
   """
-  cfg, stage = module.config, module.stage
-  target = stage.target
-  num_levels, num_codes = target.num_levels, target.spec.num_codes
-  batch, first = tokens.shape
-  prefix = network.prefix_length(stage)
-  length = prefix + stage.target_length
-  # Moved right by one behind a 0; the last token is the loop's first input.
-  shifted = jnp.pad(tokens, ((0, 0), (1, 0)))
-  # At least one position, since there is no attention over none; the loop
-  # writes over it.
-  filled = max(first, 1)
-  filled_mask = jnp.pad(
-    token_mask, ((0, 0), (0, filled - first)), constant_values=True
+  prefix = network.prefix_length(module.stage)
+  count = module.stage.target_length
+  room = tokens.shape[1] - prefix
+  weights = arrange(module, params, weights_dtype)
+  start = lambda length: _start(
+    module, params, inputs, masks, tokens, token_mask, length
   )
-  memories, bias, cross_bias, cross_mask = module.apply(
-    {'params': params},
-    inputs,
-    masks,
-    shifted[:, :filled],
-    filled_mask,
-    method='prefill',
-  )
-
-  decoder = params['decoder']
-  arranged = [
-    _arrange(decoder[f'layers_{i}'], cfg) for i in range(len(memories))
-  ]
-  embedder = params['token_embedder'] if module.has_encoder else None
-  table = (embedder or decoder['token_embedder'])['embedding']
-  scale = decoder['decoder_norm']['scale'][:, None]
-  kernel = decoder['logits_dense']['kernel'] * scale
-  # One kernel per level, so that a step reads its own only.
-  kernels = jnp.split(kernel, num_levels, axis=1)
-  heads = [lambda x, kernel=kernel: x @ kernel for kernel in kernels]
-
-  caches = [
-    _Cache.make(memory['key'], memory['value'], length) for memory in memories
-  ]
-  padding = _padding(
-    jnp.pad(token_mask, ((0, 0), (0, length - first)), constant_values=True)
-  )
-  cross_caches = [None] * len(memories)
-  if module.has_encoder:
-    cross_caches = [
-      _Cache.make(
-        memory['cross_key'], memory['cross_value'], cross_mask.shape[1]
-      )
-      for memory in memories
-    ]
-    cross_padding = _padding(cross_mask)
-
-  def step(carry, xs):
-    token, caches = carry
-    index, bias, cross_bias = xs
-    bias = bias[None] + padding
-    if module.has_encoder:
-      cross_bias = (
-        cross_padding
-        if cross_bias is None
-        else (cross_bias[:, cross_places][None] + cross_padding)
-      )
-    x = table[token].astype(cfg.dtype)
-    filled_caches = []
-    for layer, cache, cross_cache in zip(arranged, caches, cross_caches):
-      x, cache = _step_layer(
-        layer,
-        x,
-        cache,
-        cross_cache,
-        first + index,
-        bias,
-        cross_bias,
-        cfg,
-      )
-      filled_caches.append(cache)
-    x = _normalize(x, cfg.dtype).astype(jnp.float32)
-    level = (first - prefix + index) % num_levels
-    logits = lax.switch(level, heads, x)
-    codes, collected = choose(logits, index)
-    token = stage.target_offset + level * num_codes + codes
-    return (token, filled_caches), (codes, collected)
-
-  # [heads, queries, keys] -> [queries, heads, keys]: a step reads one row.
-  cross_places = slice(None)
-  cross_bias = attention.cut_queries(cross_bias, first, None)
-  if isinstance(cross_bias, attention.BlockedBias):
-    # A row of places, and the place of each key.
-    cross_rows, cross_places = cross_bias.rows(), cross_bias.keys
+  if first is None:
+    first, state = room, start(room)
   else:
-    cross_rows = None if cross_bias is None else cross_bias.swapaxes(0, 1)
-  steps = np.arange(length - first, dtype=np.int32)
-  _, (codes, collected) = lax.scan(
-    step,
-    (shifted[:, first], caches),
-    (steps, bias[:, first:].swapaxes(0, 1), cross_rows),
-  )
-  # [steps, batch] -> [batch, steps]
+    # The prompt goes through the network in one of these lengths: what is
+    # behind `first` is written over before it is seen.
+    levels = module.stage.target.num_levels
+    lengths = sorted({0, room // (2 * levels) * levels, room})
+    state = lax.switch(
+      jnp.searchsorted(np.array(lengths), first),
+      [functools.partial(start, length) for length in lengths],
+    )
+  stop = count if stop is None else stop
+  # Moved right by one behind a 0: the input of the first step.
+  shifted = jnp.pad(tokens, ((0, 0), (1, 0)))
+  token = lax.dynamic_index_in_dim(shifted, prefix + first, 1, keepdims=False)
+
+  def advance(place, carry, drawn):
+    token, state, made = carry
+    logits, state = step(module, weights, state, token, prefix + place)
+    out = choose(logits, place, *drawn(place))
+    made = jax.tree.map(
+      lambda all, x: lax.dynamic_update_index_in_dim(all, x, place, 0),
+      made,
+      out,
+    )
+    return next_token(module, out[0], prefix + place), state, made
+
+  def run(start, end, carry):
+    """The steps of one block."""
+    drawn = lambda place: ()
+    if draw is not None:
+      numbers = draw(jnp.arange(start, end, dtype=jnp.int32))
+      pick = lambda x, place: lax.dynamic_index_in_dim(x, place, 0, False)
+      drawn = lambda place: (
+        jax.tree.map(lambda x: pick(x, place - start), numbers),
+      )
+    token, state, made = carry
+    most = max if isinstance(first, int) else jnp.maximum
+    least = min if isinstance(stop, int) else jnp.minimum
+    token, part, made = lax.fori_loop(
+      most(first, start),
+      least(stop, end),
+      functools.partial(advance, drawn=drawn),
+      (token, state.cut(prefix + end), made),
+    )
+    return token, state.put(part), made
+
+  def example():
+    """What `choose` gives for one place."""
+    logits = jnp.zeros((len(tokens), module.stage.target.spec.num_codes))
+    places = jnp.zeros(1, jnp.int32)
+    drawn = () if draw is None else (jax.tree.map(_first, draw(places)),)
+    return choose(logits, places[0], *drawn)
+
+  shapes = jax.eval_shape(example)
+  made = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)
+  carry = (token, state, made)
+  num_blocks = min(max(1, round(count / block)), MOST_BLOCKS)
+  ends = np.linspace(0, count, num_blocks + 1).round()
+  for start, end in itertools.pairwise(ends.astype(int).tolist()):
+    has_steps = (first < end) & (start < stop)
+    go = functools.partial(run, start, end)
+    if isinstance(has_steps, bool):
+      carry = go(carry) if has_steps else carry
+    else:
+      carry = lax.cond(has_steps, go, lambda carry: carry, carry)
+  codes, collected = carry[-1]
+  # [target, batch] -> [batch, target]
   return codes.T, collected
+
+
+def _first(x: Array) -> Array:
+  return x[0]
+
+
+def _start(
+  module: network.Transformer,
+  params: Params,
+  inputs: Mapping[str, Array],
+  masks: Mapping[str, Array],
+  tokens: Array,
+  token_mask: Array,
+  length: int,
+) -> State:
+  """The state behind `length` tokens of the prompt, with room for all."""
+  prefix = network.prefix_length(module.stage)
+  kept = slice(prefix + length)
+  _, state = prefill(
+    module, params, inputs, masks, tokens[:, kept], token_mask[:, kept]
+  )
+  return state.grow(prefix + module.stage.target_length)

@@ -6,9 +6,9 @@ logical axes, loss and metrics, prediction and scores; and what generation
 drives: `decode`. Nothing here imports T5X.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 from flax import traverse_util
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from v2meow_jax import decoding
+from v2meow_jax import guidance as guidance_lib
 from v2meow_jax import losses
 from v2meow_jax import network
 from v2meow_jax import sampling
@@ -26,6 +27,20 @@ from v2meow_jax import vocabularies
 Array = jax.Array
 Batch = Mapping[str, Array]
 Params = Mapping[str, Any]
+
+
+class Decoded(NamedTuple):
+  """What a stage has made of one window.
+
+  Attributes:
+    codes: int32 `[batch, time, levels]`.
+    scores: float32 `[batch, time, levels]`, log-likelihood of each code given
+      all conditions and the codes before, at temperature 1 and without
+      guidance, whatever it was sampled with; 0 in the prompt.
+  """
+
+  codes: Array
+  scores: Array
 
 
 class StageModel:
@@ -43,6 +58,7 @@ class StageModel:
     top_k: int = 0,
     top_p: float = 1.0,
     sample_seed: int = 0,
+    weights_dtype: str | None = None,
   ):
     """Builds the network; parameters come from `get_initial_variables`.
 
@@ -60,10 +76,18 @@ class StageModel:
       top_p: of sampling.
       sample_seed: folded into the key of `predict_batch`, because T5X's
         infer and eval always pass the same one.
+      weights_dtype: how decoding keeps the weights, see `decoding.arrange`.
 
     Raises:
-      ValueError: a sampling option is out of its range.
+      ValueError: a sampling option is out of its range, or there is no such
+        `weights_dtype`.
     """
+    if weights_dtype not in decoding.WEIGHTS_DTYPES:
+      raise ValueError(
+        f'weights_dtype is `{weights_dtype}`, expected one of '
+        f'{", ".join(map(str, decoding.WEIGHTS_DTYPES))}. Set '
+        'models.StageModel.weights_dtype.'
+      )
     if temperature is None:
       temperature = stages.TEMPERATURES[stage.name]
     self.stage = stage
@@ -76,6 +100,7 @@ class StageModel:
     self._label_smoothing = label_smoothing
     self._loss_normalizing_factor = loss_normalizing_factor or 1.0
     self._sample_seed = sample_seed
+    self.weights_dtype = weights_dtype
 
   @property
   def FEATURE_CONVERTER_CLS(self):  # pylint: disable=invalid-name
@@ -315,7 +340,7 @@ class StageModel:
     ids = vocabularies.flatten_levels(
       codes, target.level_ids, self.stage.target_offset
     )
-    return ids, {'scores': scores}
+    return ids, {'scores': jnp.sum(scores, axis=(1, 2))}
 
   def decode(
     self,
@@ -326,8 +351,14 @@ class StageModel:
     seeds: Array,
     start_frame: Array,
     options: sampling.Options,
-  ) -> Array:
-    """Generates one window of the target, compiled once per prompt length.
+    guidance: guidance_lib.Guidance | None = None,
+    first: Array | None = None,
+    stop: Array | None = None,
+  ) -> Decoded:
+    """Generates a window of the target, or a part of it.
+
+    Compiled once, for any `first` and `stop`; without them once for each length
+    of the prompt.
 
     The random numbers of a code depend on its clip's seed, the stage, its
     absolute time and its absolute level, and on nothing else: not on the
@@ -344,15 +375,27 @@ class StageModel:
       seeds: uint32 `[batch]`.
       start_frame: int32 `[batch]`, absolute time of the window's first time.
       options: how to sample.
+      guidance: how far to go towards the conditions; compiled once for each
+        choice of those that are guided. What the stage does not see changes
+        nothing.
+      first: int32 scalar, how many times of the prompt to go on from; None for
+        all of it.
+      stop: int32 scalar, the time to stop before; None for the end of the
+        window.
 
     Returns:
-      int32 codes `[batch, time, levels]`, the prompt included.
+      Codes, the prompt included, and their scores.
 
     Raises:
       ValueError: a stream is missing, or an array has another shape than the
         stage says.
     """
-    self._check_decode_shapes(inputs, input_masks, prompt)
+    self._check_decode_shapes(
+      inputs, input_masks, prompt, 0 if first is None else 1
+    )
+    if guidance is not None:
+      self._check_negative(guidance, prompt.shape[0])
+      guidance = jax.tree.map(jnp.float32, guidance)
     options = sampling.Options(
       jnp.float32(options.temperature),
       jnp.int32(options.top_k),
@@ -366,6 +409,9 @@ class StageModel:
       seeds,
       start_frame,
       options,
+      guidance,
+      first,
+      stop,
     )
 
   @functools.cached_property
@@ -373,9 +419,63 @@ class StageModel:
     return jax.jit(self._decode)
 
   def _decode(
-    self, params, inputs, input_masks, prompt, seeds, start_frame, options
+    self,
+    params,
+    inputs,
+    input_masks,
+    prompt,
+    seeds,
+    start_frame,
+    options,
+    guidance,
+    first,
+    stop,
   ):
     """`decode` without its checks, to be compiled."""
+    stage = self.stage
+    weights = guidance_lib.weights(stage, guidance)
+    inputs, input_masks = guidance_lib.branches(
+      stage, inputs, input_masks, guidance
+    )
+    # [batch, time, levels] -> [rows * batch, time, levels]
+    prompts = jnp.tile(prompt, (1 + len(weights), 1, 1))
+    ids, input_masks, tokens = self.network_arguments(
+      inputs, input_masks, prompts
+    )
+    levels = stage.target.num_levels
+    codes, scores = self._sample(
+      params,
+      ids,
+      input_masks,
+      tokens,
+      tokens > 0,
+      seeds,
+      start_frame,
+      options,
+      weights,
+      None if first is None else first * levels,
+      None if stop is None else stop * levels,
+    )
+    first = prompt.shape[1] if first is None else first
+    is_given = jnp.arange(codes.shape[1]) < first
+    room = ((0, 0), (0, codes.shape[1] - prompt.shape[1]), (0, 0))
+    prompt = jnp.pad(prompt, room)
+    return Decoded(jnp.where(is_given[:, None], prompt, codes), scores)
+
+  def network_arguments(
+    self,
+    inputs: Mapping[str, Array],
+    input_masks: Mapping[str, Array],
+    prompt: Array,
+  ) -> tuple[dict[str, Array], Mapping[str, Array], Array]:
+    """Puts codes into ids, and in order what `decoding` reads.
+
+    Args: see `decode`.
+
+    Returns:
+      Inputs and masks of the encoder, empty without one, and the tokens of
+      prefix and prompt, int32 `[batch, length]`, 0 where there is padding.
+    """
     stage = self.stage
     ids = {}
     for view in stage.inputs:
@@ -389,21 +489,10 @@ class StageModel:
     tokens = vocabularies.flatten_levels(
       prompt, stage.target.level_ids, stage.target_offset
     )
-    if not self.module.has_encoder:
-      prefix = [ids[view.name] for view in stage.inputs]
-      tokens = jnp.concatenate([*prefix, tokens], axis=1)
-      ids, input_masks = {}, {}
-    codes, _ = self._sample(
-      params,
-      ids,
-      input_masks,
-      tokens,
-      tokens > 0,
-      seeds,
-      start_frame,
-      options,
-    )
-    return jnp.concatenate([prompt, codes], axis=1)
+    if self.module.has_encoder:
+      return ids, input_masks, tokens
+    prefix = [ids[view.name] for view in stage.inputs]
+    return {}, {}, jnp.concatenate([*prefix, tokens], axis=1)
 
   def _sample(
     self,
@@ -415,41 +504,113 @@ class StageModel:
     seeds,
     start_frame,
     options,
+    weights=(),
+    first=None,
+    stop=None,
   ):
     """Samples what `tokens` (see `decoding.decode`) leaves open.
 
+    With weights of guidance, what goes to the network has a row for each
+    branch in front, and all branches of a clip go on with the same codes.
+
     Returns:
-      int32 codes `[batch, times left, levels]` and their log-likelihood,
-      float32 `[batch]`.
+      int32 codes `[batch, time, levels]` and their log-likelihood, float32 of
+      that shape, both 0 where nothing was sampled.
+    """
+    levels = self.stage.target.num_levels
+
+    def choose(logits, place, noise):
+      del place
+      codes, scores = self.choose(logits, noise, options, weights)
+      return jnp.tile(codes, 1 + len(weights)), scores
+
+    codes, scores = decoding.decode(
+      self.module,
+      params,
+      inputs,
+      masks,
+      tokens,
+      token_mask,
+      choose,
+      functools.partial(self.draw, seeds, start_frame),
+      first,
+      stop,
+      weights_dtype=self.weights_dtype,
+    )
+    # [rows * batch, places] -> [batch, times, levels]
+    in_times = lambda x: x.reshape(len(seeds), -1, levels)
+    return in_times(codes[: len(seeds)]), in_times(scores.T)
+
+  def draw(self, seeds: Array, start_frame: Array, places: Array) -> Array:
+    """Random numbers for `choose`.
+
+    Args:
+      seeds: uint32 `[batch]`.
+      start_frame: int32 `[batch]`, absolute time of the window's first time.
+      places: int32 `[places]` in the window: times x levels.
+
+    Returns:
+      float32 `[places, batch, codes]`.
     """
     target = self.stage.target
     levels = target.num_levels
-    first = tokens.shape[1] - network.prefix_length(self.stage)
 
-    def key(seed, frame, level):
+    @functools.partial(jax.vmap, in_axes=(None, None, 0))
+    @functools.partial(jax.vmap, in_axes=(0, 0, None))
+    def key(seed, start_frame, place):
       # Named, so that a seed's music does not follow a setting of JAX.
       key = jax.random.key(seed, impl='threefry2x32')
       key = jax.random.fold_in(key, self.stage.index)
-      return jax.random.fold_in(jax.random.fold_in(key, frame), level)
+      key = jax.random.fold_in(key, start_frame + place // levels)
+      return jax.random.fold_in(key, target.first_level + place % levels)
 
-    def choose(logits, step):
-      frame = start_frame + (first + step) // levels
-      level = target.first_level + (first + step) % levels
-      keys = jax.vmap(key, (0, 0, None))(seeds, frame, level)
-      codes = sampling.sample(logits, keys, options)
-      log_probabilities = jax.nn.log_softmax(logits)
-      return codes, jnp.take_along_axis(
-        log_probabilities, codes[:, None], axis=1
-      )[:, 0]
+    keys = key(seeds, start_frame, places)
+    return sampling.gumbel(keys, target.spec.num_codes)
 
-    codes, scores = decoding.decode(
-      self.module, params, inputs, masks, tokens, token_mask, choose
+  @staticmethod
+  def choose(
+    logits: Array,
+    noise: Array,
+    options: sampling.Options,
+    weights: Sequence[Array] = (),
+  ) -> tuple[Array, Array]:
+    """Chooses the codes of one place.
+
+    Args:
+      logits: float32 `[rows * batch, codes]`, rows as `guidance.branches` has
+        them.
+      noise: float32 `[batch, codes]`, see `draw`.
+      options: how to sample.
+      weights: of guidance, one less than rows.
+
+    Returns:
+      int32 codes and their log-likelihood float32, both `[batch]`.
+    """
+    # [rows * batch, codes] -> [rows, batch, codes]
+    rows = logits.reshape(1 + len(weights), -1, logits.shape[-1])
+    guided = guidance_lib.combine(rows, weights)
+    codes = sampling.sample(guided, noise, options)
+    scores = jnp.take_along_axis(
+      jax.nn.log_softmax(rows[0]), codes[:, None], axis=1
     )
-    # [batch, steps] -> [batch, times, levels]
-    codes = codes.reshape(codes.shape[0], -1, levels)
-    return codes, jnp.sum(scores, axis=0)
+    return codes, scores[:, 0]
 
-  def _check_decode_shapes(self, inputs, input_masks, prompt):
+  def _check_negative(self, guidance, batch_size):
+    """Raises ValueError where a negative style does not fit the stage."""
+    stage = self.stage
+    for view in stage.inputs:
+      shape = (batch_size, view.spec.num_features)
+      if view.name not in stage.style_names or guidance.negative is None:
+        continue
+      found = tuple(jnp.shape(guidance.negative))
+      if found != shape:
+        raise ValueError(
+          f'Stage `{stage.name}`: the negative style has shape {found}, '
+          f'expected {shape} for stream `{view.name}`. Pass a vector for each '
+          'clip.'
+        )
+
+  def _check_decode_shapes(self, inputs, input_masks, prompt, spare):
     """Raises ValueError where an argument of `decode` does not fit."""
     stage = self.stage
     expected = {}
@@ -486,10 +647,10 @@ class StageModel:
     if (
       prompt.ndim != 3
       or prompt.shape[2] != levels
-      or not (prompt.shape[1] < times)
+      or not (prompt.shape[1] < times + spare)
     ):
       raise ValueError(
         f'Stage `{stage.name}`: the prompt has shape {tuple(prompt.shape)}, '
-        f'expected [batch, 0 to {times - 1}, {levels}]. Pass codes of whole '
-        'times and leave some to generate.'
+        f'expected [batch, 0 to {times - 1 + spare}, {levels}]. Pass codes of '
+        'whole times and leave some to generate.'
       )

@@ -82,6 +82,10 @@ class Config:
       blocks leave out more of the masked half, larger ones make larger products
       and fewer of them: 128 is best on a CPU, 512 takes the compiler of TPUs a
       quarter of the time.
+    fused_attention: whether a TPU computes attention in one kernel, that of the
+      inputs in blocks (`input_block_queries`) apart; see docs/scaling.md.
+      Elsewhere it changes nothing but that the backward pass computes the
+      weights again.
   """
 
   embed_dim: int = 512
@@ -105,6 +109,7 @@ class Config:
   remat_policy: str | None = None
   scan_layers: bool = False
   causal_block_queries: int = 128
+  fused_attention: bool = False
 
   def __post_init__(self):
     # gin passes lists; a module's attributes must be hashable.
@@ -149,6 +154,18 @@ def prefix_length(stage: stages.Stage) -> int:
   """Positions in front of the target in the decoder."""
   is_prefix = stage.architecture == stages.DECODER_ONLY
   return stage.input_length if is_prefix else 0
+
+
+def prefix_positions(stage: stages.Stage, config: Config) -> np.ndarray:
+  """Place in time of each position of the prefix, see `positions`."""
+  places = input_positions(stage, config)
+  if config.cross_relpos_bias:
+    return places
+  # One time line as in T5X: the prefix ends where the target starts.
+  span = round(stage.seconds * stage.reference_rate_hz)
+  return np.where(
+    places == relative_positions.UNTIMED, places, places - span
+  ).astype(np.int32)
 
 
 def _causal_blocks(
@@ -398,8 +415,13 @@ class Decoder(nn.Module):
       dtype=jnp.float32,  # for a stable softmax, as T5X
     )
 
-  def biases(self) -> tuple[Array, attention.Bias | None]:
-    """Biases of the attention logits of all positions.
+  def biases(
+    self, length: int | None = None
+  ) -> tuple[Array, attention.Bias | None]:
+    """Biases of the attention logits of the first positions.
+
+    Args:
+      length: how many, with the whole prefix; None for all.
 
     Returns:
       `[heads, length, length]` of self-attention, `MASK_VALUE` where a query
@@ -410,6 +432,8 @@ class Decoder(nn.Module):
     places = positions(self.stage.target, self.stage)
     inputs = input_positions(self.stage, cfg)
     prefix = prefix_length(self.stage)
+    if length is not None:
+      places = places[: length - prefix]
     aligned = cfg.cross_relpos_bias
     cross_bias = None
     if not prefix:
@@ -433,13 +457,28 @@ class Decoder(nn.Module):
         axis=-1,
       )
     else:
-      # One time line as in T5X: the prefix ends where the target starts.
-      span = round(self.stage.seconds * self.stage.reference_rate_hz)
-      queries = np.concatenate([inputs - span, places])
+      queries = np.concatenate([prefix_positions(self.stage, cfg), places])
       bias = self.relpos_bias(queries, queries)
     order = jnp.arange(bias.shape[-1])
     visible = (order[:, None] >= order) | (order < prefix)
     return jnp.where(visible, bias, attention.MASK_VALUE), cross_bias
+
+  def bias_tables(self) -> tuple[Array, Array | None]:
+    """Biases by distance, for `relative_positions.row`.
+
+    Returns:
+      `[heads, distances]` from positions of the target to one another, and to
+      the inputs; None where attention to them has no biases.
+    """
+    places = positions(self.stage.target, self.stage)
+    biases = self.relpos_bias.by_distance(places, places)
+    if self.config.cross_relpos_bias:
+      inputs = input_positions(self.stage, self.config)
+      return biases, self.cross_relpos_bias.by_distance(places, inputs)
+    if not prefix_length(self.stage):
+      return biases, None
+    inputs = prefix_positions(self.stage, self.config)
+    return biases, self.relpos_bias.by_distance(places, inputs)
 
   def __call__(
     self,
@@ -468,8 +507,7 @@ class Decoder(nn.Module):
     embedder = self.shared_embedder or self.token_embedder
     x = self.dropout(embedder(tokens), deterministic=deterministic)
     x = x.astype(self.config.dtype)
-    bias, cross_bias = self.biases()
-    cross_bias = attention.cut_queries(cross_bias, 0, length)
+    bias, cross_bias = self.biases(length)
     mask = None if mask is None else mask != 0
     blocks = _causal_blocks(
       min(prefix_length(self.stage), length),
@@ -577,9 +615,7 @@ class Transformer(nn.Module):
     masks: Mapping[str, Array],
     tokens: Array,
     token_mask: Array,
-  ) -> tuple[
-    list[dict[str, Array]], Array, attention.Bias | None, Array | None
-  ]:
+  ) -> tuple[list[dict[str, Array]], Array | None]:
     """What decoding needs from the inputs and the first tokens, in one pass.
 
     Args:
@@ -589,16 +625,14 @@ class Transformer(nn.Module):
       token_mask: `[batch, length]`, 0 where a position is padding.
 
     Returns:
-      Keys and values of each layer (see `DecoderLayer`), the biases of self-
-      and cross-attention (see `Decoder.biases`), and the mask of the encoder,
-      bool `[batch, inputs]`.
+      Keys and values of each layer (see `DecoderLayer`), and the mask of the
+      encoder, bool `[batch, inputs]`.
     """
     encoded, cross_mask = None, None
     if self.has_encoder:
       encoded, cross_mask = self.encoder(inputs, masks)
     _, memories = self.decoder(tokens, token_mask, encoded, cross_mask)
-    bias, cross_bias = self.decoder.biases()
-    return memories, bias, cross_bias, cross_mask
+    return memories, cross_mask
 
 
 def _pair_biases(
@@ -688,6 +722,7 @@ def _attention(cfg: Config) -> attention.Attention:
     dtype=cfg.dtype,
     dropout_rate=cfg.dropout_rate,
     float32_logits=cfg.float32_attention_logits,
+    fused=cfg.fused_attention,
   )
 
 

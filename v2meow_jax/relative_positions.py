@@ -82,7 +82,16 @@ class Biases(nn.Module):
   locality: float = 0.0
   dtype: DType = jnp.float32
 
-  @nn.compact
+  def setup(self):
+    self.rel_embedding = self.param(
+      'rel_embedding',
+      nn.with_logical_partitioning(
+        self._initial_table, ('heads', 'relpos_buckets')
+      ),
+      (self.num_heads, self.num_buckets),
+      jnp.float32,
+    )
+
   def __call__(
     self, query_positions: np.ndarray, key_positions: np.ndarray
   ) -> Array:
@@ -97,14 +106,7 @@ class Biases(nn.Module):
     Returns:
       `[heads, queries, keys]`.
     """
-    table = self.param(
-      'rel_embedding',
-      nn.with_logical_partitioning(
-        self._initial_table, ('heads', 'relpos_buckets')
-      ),
-      (self.num_heads, self.num_buckets),
-      jnp.float32,
-    )
+    table = self.rel_embedding
     distances = _distances(query_positions, key_positions)
     buckets = self._bucket(distances)
     # Both give the same numbers. A TPU gathers slowly, and pads rows of a few
@@ -128,6 +130,18 @@ class Biases(nn.Module):
     )
     return bias.astype(self.dtype)
 
+  def by_distance(
+    self, query_positions: np.ndarray, key_positions: np.ndarray
+  ) -> Array:
+    """Biases of all distances of these positions, for `row`.
+
+    Returns:
+      `[heads, distances]`: as many below 0 as above, and last that of pairs
+      of which one has no time.
+    """
+    buckets = self._bucket(_distances(query_positions, key_positions))
+    return self.rel_embedding[:, buckets].astype(self.dtype)
+
   def _initial_table(self, key: Array, shape: tuple, dtype: DType) -> Array:
     """T5's, less what `locality` takes from distant keys."""
     table = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')(
@@ -149,6 +163,29 @@ class Biases(nn.Module):
     return bucket(
       distances, self.bidirectional, self.num_buckets, self.max_distance
     )
+
+
+def row(by_distance: Array, query: Array, keys: np.ndarray) -> Array:
+  """Biases of one query, which are never stored for all of them.
+
+  Args:
+    by_distance: `[heads, distances]`, see `Biases.by_distance`.
+    query: int32 scalar, its position.
+    keys: int32 `[keys]`, positions, constant.
+
+  Returns:
+    `[heads, keys]`.
+  """
+  last = by_distance.shape[1] - 1
+  zero = (last - 1) // 2
+  if (np.diff(keys) == 1).all():
+    # Neighbours in time: a piece of the table, which is faster than a gather.
+    return jax.lax.dynamic_slice_in_dim(
+      by_distance, keys[0] - query + zero, len(keys), axis=1
+    )
+  keys = jnp.asarray(keys)
+  index = jnp.where(keys == UNTIMED, last, keys - query + zero)
+  return jnp.take(by_distance, index, axis=1, mode='clip')
 
 
 def _distances(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -143,6 +143,16 @@ class Stage:
     )
 
   @property
+  def visual_names(self) -> tuple[str, ...]:
+    """Inputs made from pictures."""
+    return tuple(v.name for v in self.inputs if v.spec.is_visual)
+
+  @property
+  def style_names(self) -> tuple[str, ...]:
+    """Inputs that are once per clip."""
+    return tuple(v.name for v in self.inputs if not v.spec.is_timed)
+
+  @property
   def target_offset(self) -> int:
     """First id of the target."""
     return vocabularies.FIRST_CODE_ID + sum(v.num_ids for v in self.inputs)

@@ -54,6 +54,11 @@ class StreamSpec:
     return self.rate_hz is not None
 
   @property
+  def is_visual(self) -> bool:
+    """Whether the stream is made from pictures, not from sound or text."""
+    return self.is_timed and not self.sample_rate_hz
+
+  @property
   def hop(self) -> int:
     """Samples of the waveform per position."""
     hop = fractions.Fraction(self.sample_rate_hz) / fractions.Fraction(

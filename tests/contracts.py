@@ -62,3 +62,13 @@ def check_embedder(embedder, texts):
   assert vectors.dtype == np.float32
   assert np.isfinite(vectors).all()
   np.testing.assert_array_equal(embedder.embed_text(texts[1:]), vectors[1:])
+  # Between texts: one of them at the ends, and only ratios of weights count.
+  mix = lambda *weights: embedder.mix_texts(list(zip(texts, weights)))
+  np.testing.assert_array_equal(mix(3), vectors[0])
+  for weights, row in (((2, 0), 0), ((0, 0.1), 1)):
+    np.testing.assert_allclose(mix(*weights), vectors[row], atol=1e-6)
+  between = mix(1, 3)
+  assert between.shape == vectors.shape[1:]
+  assert between.dtype == np.float32
+  np.testing.assert_allclose(between, mix(0.25, 0.75), atol=1e-6)
+  assert (between != vectors[:2]).any(axis=1).all()

@@ -12,6 +12,7 @@ from tests import toy
 from v2meow_jax import bundles
 from v2meow_jax import errors
 from v2meow_jax import generate
+from v2meow_jax import pictures
 from v2meow_jax import quantization
 from v2meow_jax import stages
 from v2meow_jax import weights
@@ -24,7 +25,6 @@ def made(tmp_path_factory):
   files = toy.gin_files(folder, 'caption')
   with bundles.read_recipe(files) as recipe:
     params = toy.parts(recipe)
-  params['tokenizer'] = {'centres': np.ones((2, 3), np.float32)}
   path, card = folder / 'bundle', '# Toy\nfor tests'
   return files, params, bundles.save(path, files, params, card=card)
 
@@ -55,26 +55,19 @@ def test_round_trip(made):
   assert bundle.codec.spec.name == 'spectrogram'
   assert bundle.codec.network.config == toy.CODEC
   assert bundle.style.spec.name == 'caption'
+  assert bundle.tokenizer.spec.name == 'spectral_semantic'
+  for name, value in params['tokenizer'].items():
+    # Its tokens shall stay what they were: no bfloat16.
+    np.testing.assert_array_equal(bundle.tokenizer.params[name], value)
   assert [extractor.spec.name for extractor in bundle.visual] == ['scene']
   assert bundle.overlap == 0.5
 
 
 # The bindings of gin/README.md for a cascade without a semantic stage, and for
 # one without a fine stage.
-NO_SEMANTIC = [
-  'bundles.Recipe.semantic = None',
-  'coarse/stages.make.semantic = None',
-  'coarse/stages.make.visual = %VISUAL',
-]
-NO_FINE = [
-  'bundles.Recipe.fine = None',
-  'coarse/stages.make.coarse_levels = None',
-]
-
-
 def test_system_of_one_stage(tmp_path):
   files = toy.gin_files(tmp_path, 'caption')
-  bindings = NO_SEMANTIC + NO_FINE
+  bindings = toy.NO_SEMANTIC + toy.NO_FINE
   with bundles.read_recipe(files, bindings) as recipe:
     params = toy.parts(recipe)
   assert set(params) == {'coarse', 'codec'}
@@ -84,21 +77,24 @@ def test_system_of_one_stage(tmp_path):
   assert [view.name for view in model.stage.inputs] == ['scene', 'caption']
   assert model.stage.target.num_levels == 8
   generator = generate.Generator(bundle)
-  features = {'scene': np.zeros((30, 64), np.float32)}
-  tokens = generator.generate_tokens(features, 3.0)
+  features = np.zeros((30, 64), np.float32)
+  compose = lambda features, **options: (
+    generator.compose(
+      pictures.Picture('', {'scene': features}, 3.0, False), **options
+    ).tokens
+  )
+  tokens = compose(features)
   assert {name: x.shape for name, x in tokens.items()} == {
     'spectrogram': (75, 8)
   }
-  style = {'caption': np.ones(32, np.float32)}
-  for other in (style, {'scene': features['scene'] + 1}):
-    found = generator.generate_tokens(features | other, 3.0)
-    assert (found['spectrogram'] != tokens['spectrogram']).any()
+  for other in (compose(features, text='drums'), compose(features + 1)):
+    assert (other['spectrogram'] != tokens['spectrogram']).any()
 
 
 @pytest.mark.parametrize('missing', ['semantic', 'fine'])
 def test_system_without_a_stage(tmp_path, missing):
   files = toy.gin_files(tmp_path)
-  bindings = {'semantic': NO_SEMANTIC, 'fine': NO_FINE}[missing]
+  bindings = {'semantic': toy.NO_SEMANTIC, 'fine': toy.NO_FINE}[missing]
   with bundles.read_recipe(files, bindings) as recipe:
     names = [model.stage.name for model in recipe.models]
     assert names == [name for name in stages.NAMES if name != missing]
@@ -108,7 +104,7 @@ def test_system_without_a_stage(tmp_path, missing):
     )
 
 
-@pytest.mark.parametrize('binding', [NO_FINE[0], NO_FINE[1]])
+@pytest.mark.parametrize('binding', [toy.NO_FINE[0], toy.NO_FINE[1]])
 def test_every_level_is_made_once(tmp_path, binding):
   files = toy.gin_files(tmp_path)
   with pytest.raises(
@@ -145,11 +141,39 @@ def test_what_gin_binds_for_one_stage_is_kept(made, tmp_path):
   assert temperatures == [1.0, 0.25, 0.4]
 
 
-def test_gin_file_names_only_what_is_used(made):
-  text = (made[2] / bundles.GIN).read_text()
-  imported = [line for line in text.splitlines() if line.startswith('from ')]
-  assert 'from v2meow_jax import network' in imported
-  assert not [line for line in imported if 'tokenizer' in line]
+def test_gin_file_names_only_what_is_used(made, tmp_path):
+  files, params, folder = made
+  unused = ['bundles.Recipe.tokenizer = None']
+  other = bundles.save(tmp_path / 'other', files, params, unused)
+  for path, count in ((folder, 1), (other, 0)):
+    lines = (path / bundles.GIN).read_text().splitlines()
+    imported = [line for line in lines if line.startswith('from ')]
+    assert 'from v2meow_jax import network' in imported
+    assert len([line for line in imported if 'tokenizer' in line]) == count
+  assert bundles.load(other).tokenizer is None
+
+
+def test_bundle_without_a_tokenizer(made, tmp_path):
+  files, params, _ = made
+  params = {k: v for k, v in params.items() if k != 'tokenizer'}
+  folder = bundles.save(tmp_path / 'deaf', files, params)
+  assert bundles.load(folder).tokenizer is None
+
+
+def test_tokenizer_of_other_tokens_is_not_written(made, tmp_path):
+  files, params, _ = made
+  wrong = {'tokenizer': {'centres': np.ones((2, 3), np.float32)}}
+  message = _message(bundles.save, tmp_path / 'new', files, params | wrong)
+  assert message.startswith(
+    'Part `tokenizer`: Parameters of tokenizer `spectral_semantic` are '
+  )
+  assert len(message.splitlines()) == 1  # gin appends more
+  binding = ["SEMANTIC = 'w2v_bert'"]
+  assert _message(bundles.save, tmp_path / 'new', files, params, binding) == (
+    'Part `tokenizer`: makes stream `spectral_semantic`, expected `w2v_bert` '
+    'of stage `semantic`. Choose another file of gin/tokenizers.'
+  )
+  assert [*tmp_path.iterdir()] == []
 
 
 def test_card_lists_the_parts(made):

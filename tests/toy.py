@@ -34,6 +34,17 @@ CODEC = spectrogram.Config(
   width=16, encoder_blocks=1, decoder_blocks=1, num_features=8
 )
 
+# Systems without a stage: bindings behind `gin_files`.
+NO_SEMANTIC = [
+  'bundles.Recipe.semantic = None',
+  'coarse/stages.make.semantic = None',
+  'coarse/stages.make.visual = %VISUAL',
+]
+NO_FINE = [
+  'bundles.Recipe.fine = None',
+  'coarse/stages.make.coarse_levels = None',
+]
+
 
 def _fill(shapes, rng: np.random.Generator, scale: float):
   """Random arrays in the place of shapes; no compilation."""
@@ -69,6 +80,13 @@ def parts(recipe: bundles.Recipe, seed: int = 0) -> dict:
   """Random weights of all parts of the tiny system."""
   rng = np.random.default_rng(seed)
   made = {'codec': codec_weights(seed)}
+  if recipe.semantic:
+    draw = np.random.default_rng([seed, 1]).standard_normal
+    points = [draw((n, 36)) for n in (1, 1, 512)]
+    made['tokenizer'] = {
+      name: x.squeeze().astype(np.float32)
+      for name, x in zip(('mean', 'scale', 'centres'), points)
+    }
   for model in recipe.models:
     shapes = jax.eval_shape(
       lambda key, model=model: model.get_initial_variables(

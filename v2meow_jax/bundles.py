@@ -3,8 +3,8 @@
   FOLDER/bundle.gin            networks, codec and visual features (`Recipe`)
   FOLDER/<part>.safetensors    weights: semantic, coarse, fine (of these, the
                                stages there are), codec; style, if text is
-                               embedded by weights; and what else belongs to
-                               it, as the tokenizer it learnt from
+                               embedded by weights; tokenizer, if it can go on
+                               from sound
   FOLDER/CARD.md               what it is, what it was trained on, its licence
 
 `python -m v2meow_jax.bundles pack` makes one from checkpoints. Weights are
@@ -60,6 +60,8 @@ class Recipe:
     visual: extractors of the visual streams (`visual.base.Extractor`).
     style: makes the `embedders.base.Embedder` from its weights, {} if it has
       none; None where the system takes no text.
+    tokenizer: makes the `tokenizers.base.Tokenizer` of the first stage's
+      tokens from its weights; None where the system cannot go on from sound.
     overlap: part of a window that continues what the window before has made.
   """
 
@@ -69,6 +71,7 @@ class Recipe:
   codec: Callable[[dict], Any]
   visual: Sequence[Any]
   style: Callable[[dict], Any] | None = None
+  tokenizer: Callable[[dict], Any] | None = None
   overlap: float = 0.5
 
   def __post_init__(self):
@@ -139,6 +142,8 @@ class Bundle:
     visual: extractors of the visual streams.
     codec: with its weights.
     style: embedder of text with its weights, or None.
+    tokenizer: of the semantic tokens, with its weights; None where the bundle
+      has none.
     overlap: see `Recipe`.
   """
 
@@ -148,6 +153,7 @@ class Bundle:
   visual: Sequence[Any]
   codec: Any
   style: Any = None
+  tokenizer: Any = None
   overlap: float = 0.5
 
 
@@ -194,10 +200,12 @@ def load(name_or_dir: str | os.PathLike = 'bundled') -> Bundle:
     weights.load_params(folder / f'{part}{_SUFFIX}')
   )
   with read_recipe([folder.resolve() / GIN]) as recipe:
-    style = None
+    has_weights = lambda part: (folder / f'{part}{_SUFFIX}').is_file()
+    style, tokenizer = None, None
     if recipe.style:
-      has_weights = (folder / f'style{_SUFFIX}').is_file()
-      style = recipe.style(load_part('style') if has_weights else {})
+      style = recipe.style(load_part('style') if has_weights('style') else {})
+    if recipe.tokenizer and has_weights('tokenizer'):
+      tokenizer = recipe.tokenizer(load_part('tokenizer'))
     return Bundle(
       folder=folder,
       models=recipe.models,
@@ -205,6 +213,7 @@ def load(name_or_dir: str | os.PathLike = 'bundled') -> Bundle:
       visual=recipe.visual,
       codec=recipe.codec(load_part('codec')),
       style=style,
+      tokenizer=tokenizer,
       overlap=recipe.overlap,
     )
 
@@ -312,7 +321,8 @@ def save(
       try:
         _check(recipe, part, params[part])
       except (errors.UserError, ValueError) as error:
-        raise errors.UserError(f'Part `{part}`: {error}') from error
+        line = configs.one_line(error) or error
+        raise errors.UserError(f'Part `{part}`: {line}') from error
     # What was used, with the defaults of today: a bundle stays what it is.
     described = _drop_unused_imports(gin.operative_config_str())
   folder.parent.mkdir(parents=True, exist_ok=True)
@@ -371,6 +381,13 @@ def _check(recipe: Recipe, part: str, params: Mapping) -> None:
       layer = layer.below
   elif part == 'style' and recipe.style:
     recipe.style(params)
+  elif part == 'tokenizer' and recipe.tokenizer and recipe.semantic:
+    found, target = recipe.tokenizer(params).spec, recipe.semantic.stage.target
+    if found != target.spec:
+      raise ValueError(
+        f'makes stream `{found.name}`, expected `{target.name}` of stage '
+        '`semantic`. Choose another file of gin/tokenizers.'
+      )
   elif part in stages.NAMES:
     model = recipe.model(part)
     expected = jax.eval_shape(

@@ -135,3 +135,27 @@ def test_a_text_without_known_words_is_an_error():
 def test_it_does_not_hear():
   with pytest.raises(ValueError, match='only reads text'):
     caption.Caption().embed_audio(np.zeros((1, 16000)))
+
+
+def test_equal_weights_are_one_text_of_all_words():
+  texts = ['slow piano', 'calm drums, no bass', 'happy jazz guitar, fast']
+  embedder = caption.Caption()
+  np.testing.assert_allclose(
+    embedder.mix_texts([(text, 0.3) for text in texts]),
+    embedder.embed_text(['; '.join(texts)])[0],
+    atol=1e-6,
+  )
+
+
+def test_weights_are_those_of_scales_and_of_what_is_heard():
+  mixed = caption.Caption().mix_texts(
+    [('calm electric guitar', 0.75), ('energetic rock, fast', 0.25)]
+  )
+  says = dict(zip(caption.AXES, mixed))
+  assert says['energy'] == pytest.approx(-0.375)  # of two
+  assert says['tempo'] == pytest.approx(0.75)  # only one speaks of it
+  assert says['guitar'] == 1
+  # A hint of the weighty text is more than the word of the other.
+  assert says['rock'] == pytest.approx(0.6)
+  assert (says['tempo_known'], says['energy_known']) == (1, 1)
+  assert says['fast'] > 0.9

@@ -237,7 +237,8 @@ def known_words(text: str) -> list[str]:
   return [word for word, _ in _read(text)]
 
 
-def _vector(text: str) -> Array:
+def _say(text: str) -> dict[str, float]:
+  """What a text says of each axis that it speaks of."""
   values = {axis: [] for axis in AXES}
   found = _read(text)
   for _, says in found:
@@ -246,19 +247,48 @@ def _vector(text: str) -> Array:
   # A number says more about the tempo than any word beside it.
   numbers = [says['tempo'] for word, says in found if word.endswith(' bpm')]
   values['tempo'] = numbers or values['tempo']
-  vector = dict.fromkeys(AXES, 0.0)
+  says = {}
   for axis, said in values.items():
     if not said:
       continue
     if axis in _SCALES:
-      vector[axis] = float(np.clip(np.mean(said), -1, 1))
+      says[axis] = float(np.clip(np.mean(said), -1, 1))
     else:  # a clear word outweighs a hint
-      vector[axis] = max(said, key=abs)
-  if values['tempo']:
+      says[axis] = max(said, key=abs)
+  return says
+
+
+def _join(said: Sequence[Mapping[str, float]], weights: Array) -> dict:
+  """What several texts say together.
+
+  A scale is the mean of those that speak of it. What is heard keeps its full
+  value in the weightiest text and has less in the others, and a clear wish
+  outweighs a faint one; so equal weights give what one text of all the words
+  gives.
+  """
+  values = {axis: [] for axis in AXES}
+  for says, weight in zip(said, weights, strict=True):
+    for axis, value in says.items():
+      values[axis].append((value, weight))
+  joined = {}
+  for axis, pairs in values.items():
+    pairs = [(value, weight) for value, weight in pairs if weight > 0]
+    if pairs and axis in _SCALES:
+      said_by, by = zip(*pairs)
+      joined[axis] = float(np.average(said_by, weights=by))
+    elif pairs:
+      joined[axis] = max((v * w / max(weights) for v, w in pairs), key=abs)
+  return joined
+
+
+def _vector(says: Mapping[str, float]) -> Array:
+  """Puts what is said in its places, with the marks of scales."""
+  vector = dict.fromkeys(AXES, 0.0) | dict(says)
+  if 'tempo' in says:
     vector['tempo_known'] = 1.0
     for name, centre in _TEMPO_RANGES.items():
       vector[name] = math.exp(-(((vector['tempo'] - centre) / 0.4) ** 2))
-  if values['energy']:
+  if 'energy' in says:
     vector['energy_known'] = 1.0
   return np.array([vector[axis] for axis in AXES], np.float32)
 
@@ -289,4 +319,9 @@ class Caption(base.Embedder):
           'of these.'
         )
     # [batch] -> [batch, features]
-    return np.stack([_vector(text) for text in texts])
+    return np.stack([_vector(_say(text)) for text in texts])
+
+  def _mix(self, texts: Sequence[str], vectors: Array, weights: Array) -> Array:
+    """Each axis apart: they are properties and no direction, see `_join`."""
+    del vectors  # where 0 may mean that nothing is said
+    return _vector(_join([_say(text) for text in texts], weights))

@@ -26,9 +26,7 @@ from collections.abc import Callable, Mapping
 import functools
 
 import numpy as np
-import scipy.fft
-import scipy.ndimage
-import scipy.signal
+import scipy  # loads its parts where they are used: a second in all
 
 from v2meow_jax import streams
 from v2meow_jax.tokenizers import base

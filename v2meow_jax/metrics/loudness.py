@@ -1,13 +1,13 @@
 """Level: loudness and its range, clipping, silence.
 
-Loudness is that of ITU-R BS.1770-4 (`audio.measure_loudness`), its range that
+Loudness is that of ITU-R BS.1770-4 (`loudness.measure`), its range that
 of EBU Tech 3342.
 """
 
 import numpy as np
 import scipy.signal
 
-from v2meow_jax import audio
+from v2meow_jax import loudness
 
 # What a clip without any sound has: the absolute gate of BS.1770.
 SILENCE_LUFS = -70.0
@@ -33,7 +33,7 @@ def _block_powers(
 
 def integrated(waveform: np.ndarray, sample_rate_hz: int) -> float:
   """Integrated loudness of float32 `[samples]` in LUFS, at least -70."""
-  return max(SILENCE_LUFS, audio.measure_loudness(waveform, sample_rate_hz))
+  return max(SILENCE_LUFS, loudness.measure(waveform, sample_rate_hz))
 
 
 def loudness_range(waveform: np.ndarray, sample_rate_hz: int) -> float:
@@ -47,7 +47,9 @@ def loudness_range(waveform: np.ndarray, sample_rate_hz: int) -> float:
     LU: the distance of the 10 % and 95 % quantiles of the loudness of 3 s
     each, of what is not silent; 0 for a clip of 3 s and less.
   """
-  weighted = scipy.signal.sosfilt(audio.k_weighting(sample_rate_hz), waveform)
+  weighted = scipy.signal.sosfilt(
+    loudness.k_weighting(sample_rate_hz), waveform
+  )
   powers = _block_powers(
     weighted, sample_rate_hz, _SHORT_TERM_SECONDS, _SHORT_TERM_HOP_SECONDS
   )

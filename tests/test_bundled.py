@@ -74,6 +74,11 @@ def test_the_music_has_the_tempo_of_the_video(tmp_path):
   assert is_right.sum() > of_another.sum() + 1
 
 
+def test_it_can_go_on_from_sound():
+  bundle = bundles.load('bundled')
+  assert bundle.tokenizer.spec == bundle.models[0].stage.target.spec
+
+
 def test_codec_keeps_a_held_out_sound():
   codec = bundles.load('bundled').codec
   # The renderer without FluidSynth: sounds that the codec never heard.

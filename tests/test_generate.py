@@ -11,11 +11,16 @@ import soundfile
 from tests import conftest
 from tests import toy
 from v2meow_jax import audio
+from v2meow_jax import cascade
 from v2meow_jax import cli
 from v2meow_jax import compilation_cache
+from v2meow_jax import controls as controls_lib
 from v2meow_jax import errors
 from v2meow_jax import generate
+from v2meow_jax import loudness
+from v2meow_jax import music as music_lib
 from v2meow_jax import outputs
+from v2meow_jax import prompting
 
 
 @pytest.fixture(scope='module')
@@ -69,8 +74,9 @@ def test_music_is_as_long_as_the_picture_and_below_full_scale(music):
   assert music.waveform.shape == (round(4.3 * 16000),)
   assert music.picture.seconds == pytest.approx(4.3)
   assert 0.01 < np.abs(music.waveform).max() < 1
-  loudness = audio.measure_loudness(music.waveform, 16000)
-  assert loudness == pytest.approx(audio.TARGET_LUFS, abs=1.5)
+  # Little is left of peaks of noise above full scale.
+  found = loudness.measure(music.waveform, 16000)
+  assert found == pytest.approx(loudness.TARGET_LUFS, abs=1.5)
 
 
 def test_tokens_have_the_shapes_of_their_streams(music):
@@ -99,6 +105,112 @@ def test_a_long_clip_begins_as_its_first_window_alone(generator, clip, music):
     assert len(codes) == 50
     # The fine windows of the long clip start where those of this one do.
     np.testing.assert_array_equal(codes, music.tokens[name][:50])
+
+
+def test_the_stream_is_the_whole_piece_by_parts(generator, clip, music):
+  chunks = list(generator.stream(clip, seed=5))
+  assert len(chunks) > 1
+  assert {chunk.dtype for chunk in chunks} == {np.dtype('f4')}
+  np.testing.assert_array_equal(np.concatenate(chunks), music.waveform)
+  with pytest.raises(errors.UserError, match='need the whole piece'):
+    next(generator.stream(clip, best_of=2))
+
+
+def test_a_stream_that_nobody_reads_ends(generator, clip):
+  chunks = generator.stream(clip)
+  next(chunks)
+  chunks.close()
+  assert not generator._scheduler._pieces
+
+
+def test_a_stream_says_what_is_wrong_with_the_video(generator, tmp_path):
+  with pytest.raises(errors.UserError, match='no such file'):
+    next(generator.stream(tmp_path / 'gone.mp4'))
+
+
+@pytest.mark.parametrize('start', [1, 4])
+def test_tokens_after_a_seam_are_those_of_one_pass(generator, music, start):
+  # All that was made before the seam fits into the window behind it.
+  controls = controls_lib.Controls(seed=5)
+  given = {name: codes[: start * 5] for name, codes in music.tokens.items()}
+  piece = generator._begin(controls, 5, None, given, start)
+  generator._see_all(piece, music.picture)
+  with generator._scheduler.running(piece):
+    generator._perform(piece).finish()
+  tokens = piece.tokens
+  np.testing.assert_array_equal(
+    tokens['spectral_semantic'], music.tokens['spectral_semantic']
+  )
+  np.testing.assert_array_equal(
+    tokens['spectrogram'][:, :4], music.tokens['spectrogram'][:, :4]
+  )
+
+
+def test_best_of_keeps_the_piece_with_the_highest_score(generator, clip, music):
+  best = generator.compose(music.picture, seed=4, best_of=3)
+  assert [*best.scores] == ['4', '5', '6']
+  assert all(score < 0 for score in best.scores.values())
+  seed = int(max(best.scores, key=best.scores.get))
+  alone = generator.compose(music.picture, seed=seed)
+  np.testing.assert_array_equal(best.waveform, alone.waveform)
+  assert not alone.scores
+
+
+def test_a_part_made_anew_leaves_the_rest_as_it_is(generator, music):
+  other = generator.compose(music.picture, seed=5, replace=[(1.0, 2.6, 9)])
+  changed = np.nonzero(other.waveform != music.waveform)[0]
+  assert 16000 <= changed.min() < 16010
+  assert 2.6 * 16000 - 10 < changed.max() < 2.6 * 16000
+  # No jump where old and new meet.
+  step = np.abs(np.diff(music.waveform)).max()
+  assert np.abs(np.diff(other.waveform)).max() < 1.5 * step
+  for name, codes in other.tokens.items():
+    same = (codes == music.tokens[name]).all(axis=1)
+    assert same[:25].all() and same[65:].all()
+    assert not same[25:65].all()
+  # One after the other, and the next seed where none is named.
+  twice = generator.compose(
+    music.picture, seed=5, replace=[(1.0, 2.6, 9), (4.0, 4.3)]
+  )
+  np.testing.assert_array_equal(twice.waveform[:64000], other.waveform[:64000])
+  assert (twice.waveform[64000:] != other.waveform[64000:]).any()
+  with pytest.raises(errors.UserError, match='ends behind the music'):
+    generator.compose(music.picture, replace=[(4.0, 9.0)])
+
+
+def test_music_goes_on_from_sound(generator, music, tmp_path):
+  path = tmp_path / 'intro.wav'
+  intro = music.waveform[: int(1.5 * 16000)]
+  audio.write_wav(path, 0.5 * intro, 16000)
+  options = {'prompt_audio': str(path), 'seed': 8}
+  longer = generator.compose(music.picture, **options)
+  # 1.4 s on the grid of 0.2 s, of which the last 30 ms go over.
+  kept = longer.waveform[:21900]
+  assert np.corrcoef(kept, intro[:21900])[0, 1] > 0.995
+  gain = longer.gains[0] / 2
+  assert kept.std() == pytest.approx(gain * intro[:21900].std(), rel=0.1)
+  # The stages go on from what they would have made of it.
+  given = prompting.read(
+    path, generator.bundle, generator._grid_hz, music.picture.seconds
+  )
+  for name, codes in longer.tokens.items():
+    np.testing.assert_array_equal(codes[:35], given.tokens[name])
+  streamed = generator.stream(music.picture.path, **options)
+  np.testing.assert_array_equal(np.concatenate(list(streamed)), longer.waveform)
+
+
+def test_guidance_changes_the_music(generator, music):
+  tokens = lambda **options: generator.compose(
+    music.picture, seed=5, **options
+  ).tokens['spectral_semantic']
+  drums = tokens(text='drums')
+  assert (tokens(text='drums', style_guidance=3.0) != drums).any()
+  assert (
+    tokens(text='drums', style_guidance=3.0, negative_text='slow')
+    != tokens(text='drums', style_guidance=3.0)
+  ).any()
+  plain = music.tokens['spectral_semantic']
+  assert (tokens(visual_guidance=3.0) != plain).any()
 
 
 def test_music_depends_on_the_picture(generator, music, tmp_path):
@@ -147,7 +259,8 @@ def test_text_without_a_style_is_a_warning(
   deaf = generate.Generator.__new__(generate.Generator)
   vars(deaf).update(vars(generator))
   deaf.bundle = bundle.__class__(**{**vars(bundle), 'style': None})
-  assert deaf._embed('calm') == {}
+  silent = deaf.compose(music.picture, seed=5, text='calm')
+  assert silent.tokens
   assert capsys.readouterr().err == (
     'warning: Model tiny takes no text: --text changes nothing.\n'
   )
@@ -190,7 +303,11 @@ def test_video_with_music(tiny_model, work, capsys):
   with av.open('clip.v2meow.mp4') as container:
     assert container.streams.audio[0].codec_context.name == 'aac'
   assert (work / 'clip.mp4').read_bytes() == before
-  assert sorted(os.listdir()) == ['clip.mp4', 'clip.v2meow.mp4']
+  assert sorted(os.listdir()) == [
+    'clip.mp4',
+    'clip.v2meow.json',
+    'clip.v2meow.mp4',
+  ]
 
 
 def test_batch_gives_what_each_gives_alone(tiny_model, work, capsys):
@@ -210,6 +327,7 @@ def test_batch_gives_what_each_gives_alone(tiny_model, work, capsys):
   assert said.out.splitlines() == names
   assert said.err == (
     'error: gone.mp4: no such file, expected a media file. Check the path.\n'
+    'error: 2 of 6 pieces failed, 4 were made\n'
   )
   read = lambda name: pathlib.Path(name).read_bytes()
   assert read('all/clip.v2meow.seed5.wav') == read('alone/clip.v2meow.wav')
@@ -217,7 +335,9 @@ def test_batch_gives_what_each_gives_alone(tiny_model, work, capsys):
   samples, rate = soundfile.read('alone/clip.v2meow.wav', dtype='int16')
   assert rate == 16000
   assert samples.shape == (round(4.3 * 16000),)
-  assert sorted(os.listdir('all')) == sorted(x.split('/')[1] for x in names)
+  made = [x.split('/')[1] for x in names]
+  made += [x.replace('.mp4', '.json') for x in made if x.endswith('.mp4')]
+  assert sorted(os.listdir('all')) == sorted(made)
 
 
 def test_duration_cuts_picture_and_music(tiny_model, work):
@@ -234,7 +354,7 @@ def test_failure_on_the_way_leaves_nothing_behind(
     del self
     raise errors.UserError(f'{path}: disk is full. Make room.')
 
-  monkeypatch.setattr(generate.Music, 'write', fail)
+  monkeypatch.setattr(music_lib.Music, 'write', fail)
   assert _generate(tiny_model, 'clip.mp4', '--duration', '1') == 1
   said = capsys.readouterr()
   assert said.out == ''
@@ -244,11 +364,11 @@ def test_failure_on_the_way_leaves_nothing_behind(
 
 def test_weights_that_do_not_fit_are_named(generator):
   runner = generator._runners[0]
-  params = dict(runner._params)
+  params = dict(runner._params[0])
   del params['token_embedder']
   broken = runner.__class__(runner.model, params, runner.grid_hz, 0.5)
   with pytest.raises(errors.UserError) as caught:
-    broken.compile(0)
+    broken.compile(cascade.Settings(runner.model.options))
   assert str(caught.value).startswith(
     'The weights of stage `semantic` do not fit its network ('
   )

@@ -91,21 +91,42 @@ class Codec:
 
   @functools.cached_property
   def _decode_chunk(self):
-    def decode(variables, stream, codes, num_valid):
-      latents = self._dequantize(variables['quantizer'], codes)
-      return self.network.apply(
-        {'params': variables['params'], 'stream': stream},
-        latents,
-        num_valid,
-        method='decode',
-        mutable=['stream'],
-      )
+    return jax.jit(self.decode_chunk)
 
-    return jax.jit(decode)
+  def decode_chunk(
+    self, variables: dict, stream: dict, codes: Array, num_valid: Array
+  ) -> tuple[Array, dict]:
+    """One call of `decode_chunks`, to be compiled.
+
+    Args:
+      variables: those of the codec.
+      stream: what the call before has left; see `empty_stream`.
+      codes: int32 `[batch, time, levels]`.
+      num_valid: int32 scalar, how many positions belong to the clip.
+
+    Returns:
+      float32 waveform `[batch, time * hop]`, the network's `delay` late, and
+      the stream for the next call.
+    """
+    latents = self._dequantize(variables['quantizer'], codes)
+    waveform, mutated = self.network.apply(
+      {'params': variables['params'], 'stream': stream},
+      latents,
+      num_valid,
+      method='decode',
+      mutable=['stream'],
+    )
+    return waveform, mutated['stream']
 
   def _dequantize(self, quantizer: dict, codes: Array) -> Array:
     """What the network decodes, `[batch, time, features]`."""
     return rvq.decode(codes, quantizer['codebooks'])
+
+  def of_levels(self, num_levels: int) -> 'Codec':
+    """The codec that decodes the first so many levels: this or the lower."""
+    if self.below and num_levels <= self.below.spec.num_levels:
+      return self.below
+    return self
 
   def latents(self, codes: Array) -> Array:
     """What the network decodes.
@@ -204,11 +225,10 @@ class Codec:
     def run(codes, num_valid):
       nonlocal stream, skip, owed
       if stream is None:
-        stream = self._empty_stream(codes)
-      waveform, mutated = self._decode_chunk(
+        stream = self.empty_stream(codes)
+      waveform, stream = self._decode_chunk(
         self.variables, stream, codes, num_valid
       )
-      stream = mutated['stream']
       waveform = np.asarray(waveform)[:, skip:][:, :owed]
       skip = 0
       owed -= waveform.shape[1]
@@ -228,11 +248,11 @@ class Codec:
       yield run(padded, length)
       rest = rest[:, :0]
 
-  def _empty_stream(self, codes: np.ndarray) -> dict:
-    """What the convolutions remember before the first chunk: silence."""
-    _, mutated = jax.eval_shape(
-      self._decode_chunk, self.variables, {}, codes, 0
-    )
-    return jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), mutated['stream']
-    )
+  def empty_stream(self, codes: Array | jax.ShapeDtypeStruct) -> dict:
+    """What the convolutions remember before the first chunk: silence.
+
+    Args:
+      codes: of the first chunk; its shape is read.
+    """
+    _, stream = jax.eval_shape(self._decode_chunk, self.variables, {}, codes, 0)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), stream)

@@ -121,8 +121,9 @@ class LayeredCodec(base.Codec):
     chunks = iter(chunks)
     for first in chunks:
       chunks = itertools.chain([first], chunks)
-      if np.shape(first)[-1] <= self.below.spec.num_levels:
-        return self.below.decode_chunks(chunks)
+      codec = self.of_levels(np.shape(first)[-1])
+      if codec is not self:
+        return codec.decode_chunks(chunks)
       break
     return super().decode_chunks(chunks)
 

@@ -70,19 +70,30 @@ class Extractor(abc.ABC):
       ValueError: frames of another type or shape.
       RuntimeError: the extractor broke its promise.
     """
-    parts = list(self.stream(map(self._check_frames, chunks)))
     width = self.spec.num_features or self.spec.num_levels
     dtype = np.int32 if self.spec.is_discrete else np.float32
-    result = np.concatenate([np.zeros((0, width), dtype), *parts])
-    is_finite = np.isfinite(result).all()
-    if result.dtype != dtype or not is_finite:
-      raise RuntimeError(
-        f'The extractor of stream `{self.spec.name}` gave {result.dtype} '
-        f'{list(result.shape)}{"" if is_finite else " with values that are "}'
-        f'{"" if is_finite else "not finite"}, expected finite '
-        f'{np.dtype(dtype)} [time, {width}].'
-      )
-    return result
+    return np.concatenate([np.zeros((0, width), dtype), *self.parts(chunks)])
+
+  def parts(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Gives the stream of frames part by part, as the frames come.
+
+    Args, Raises: as of `extract`.
+
+    Yields:
+      float32 `[time, features]` or int32 `[time, tokens]` each.
+    """
+    width = self.spec.num_features or self.spec.num_levels
+    dtype = np.int32 if self.spec.is_discrete else np.float32
+    for part in self.stream(map(self._check_frames, chunks)):
+      is_finite = np.isfinite(part).all()
+      if part.dtype != dtype or part.shape[1:] != (width,) or not is_finite:
+        raise RuntimeError(
+          f'The extractor of stream `{self.spec.name}` gave {part.dtype} '
+          f'{list(part.shape)}{"" if is_finite else " with values that are "}'
+          f'{"" if is_finite else "not finite"}, expected finite '
+          f'{np.dtype(dtype)} [time, {width}].'
+        )
+      yield part
 
   def _check_frames(self, frames: np.ndarray) -> np.ndarray:
     if frames.dtype != np.uint8 or frames.shape[1:] != (*self.frame_size, 3):

@@ -14,8 +14,10 @@ import pytest
 
 from tests import conftest
 from v2meow_jax import configs
+from v2meow_jax import generate_command
 
 LAUNCH = conftest.ROOT / 'launch'
+INFER = LAUNCH / 'infer.sh'
 POD = LAUNCH / 'tpu_pod.sh'
 SLURM = LAUNCH / 'slurm.sbatch'
 TRAIN = LAUNCH / 'train.sh'
@@ -56,7 +58,7 @@ def test_shellcheck_has_nothing_to_say():
   assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize('script', [POD, SLURM, TRAIN, WORKER])
+@pytest.mark.parametrize('script', [INFER, POD, SLURM, TRAIN, WORKER])
 def test_help_shows_how_to_call_it(script):
   done = run(script, '--help')
   assert done.returncode == 0
@@ -86,6 +88,28 @@ def test_help_shows_how_to_call_it(script):
       POD,
       [*SLICE, '--revision', 'v1', '--', 'x'],
       '--revision without --repository.',
+    ),
+    (INFER, [], 'no VIDEOS, expected a folder of videos.'),
+    (INFER, ['a'], 'no OUT, expected a folder to write to.'),
+    (
+      INFER,
+      ['--seed', '3', 'a', 'b'],
+      'options first, expected VIDEOS and OUT before --seed.',
+    ),
+    (
+      INFER,
+      ['a', 'b', '--shard=0/2'],
+      '--shard=0/2 is set here, expected V2MEOW_SHARD=I/N.',
+    ),
+    (
+      INFER,
+      ['a', '--out', 'b'],
+      '--out is set here, expected OUT behind VIDEOS.',
+    ),
+    (
+      INFER,
+      ['a', 'b', '--from', 'c'],
+      '--from makes one piece, expected v2meow generate.',
     ),
     (SLURM, [], 'no command, expected one behind --.'),
     (SLURM, ['--root'], '--root has no value, expected one.'),
@@ -328,6 +352,148 @@ def _wait_until(condition, seconds=20):
   while not condition():
     assert time.monotonic() < end
     time.sleep(0.05)
+
+
+def _infer(*arguments, **variables):
+  """Runs launch/infer.sh where no variable of a cluster is set but these."""
+  names = ('V2MEOW_SHARD', 'SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID')
+  names += ('TPU_WORKER_ID', 'TPU_WORKER_HOSTNAMES', 'GCE_METADATA_IP')
+  names += ('TPU_VISIBLE_CHIPS', 'CUDA_VISIBLE_DEVICES', 'PYTHONPATH')
+  return run(INFER, *arguments, **{**dict.fromkeys(names), **variables})
+
+
+_CHIP = [
+  'TPU_PROCESS_BOUNDS=1,1,1',
+  'TPU_CHIPS_PER_PROCESS_BOUNDS=1,1,1',
+  'TPU_VISIBLE_CHIPS=0',
+]
+_TASK = {'SLURM_PROCID': '5', 'SLURM_NTASKS': '8', 'SLURM_LOCALID': '1'}
+_WORKER = {'TPU_WORKER_ID': '1', 'TPU_WORKER_HOSTNAMES': 'a,b,c'}
+
+
+@pytest.mark.parametrize(
+  'variables, settings, shard, where',
+  [
+    ({}, [], '0/1', 'this host takes all'),
+    ({'V2MEOW_SHARD': '3/12', **_TASK}, [], '3/12', 'V2MEOW_SHARD'),
+    (_TASK, [], '5/8', 'SLURM'),
+    (
+      {'CUDA_VISIBLE_DEVICES': '4,5,6,7', **_TASK},
+      ['CUDA_VISIBLE_DEVICES=5'],
+      '5/8',
+      'SLURM',
+    ),
+    # SLURM has given the task its own.
+    ({'CUDA_VISIBLE_DEVICES': '4', **_TASK}, [], '5/8', 'SLURM'),
+    (_WORKER, _CHIP, '1/3', 'TPU_WORKER_ID'),
+    (
+      {'TPU_VISIBLE_CHIPS': '2', **_WORKER},
+      [*_CHIP[:2], 'TPU_VISIBLE_CHIPS=2'],
+      '1/3',
+      'TPU_WORKER_ID',
+    ),
+    # A slice of one host needs nothing.
+    (
+      {'TPU_WORKER_ID': '0', 'TPU_WORKER_HOSTNAMES': 'a'},
+      [],
+      '0/1',
+      'TPU_WORKER_ID',
+    ),
+  ],
+)
+def test_infer_prints_its_command(variables, settings, shard, where):
+  done = _infer('my videos', 'out/', *AWKWARD, '--dry_run', **variables)
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == f'shard {shard} ({where})\n'
+  words = shlex.split(done.stdout)
+  assert words[: len(settings)] == settings
+  path, python, *words = words[len(settings) :]
+  assert path == f'PYTHONPATH={conftest.ROOT}'
+  assert python.rpartition('/')[2].startswith('python')
+  assert words == [
+    *('-m', 'v2meow_jax.cli', 'generate', 'my videos', '--out', 'out/'),
+    *('--shard', shard, '--skip_existing', *AWKWARD),
+  ]
+
+
+def test_infer_calls_a_command_that_there_is():
+  done = _infer('in', 'out', '--seed', '7', '--dry_run', V2MEOW_SHARD='1/2')
+  words = shlex.split(done.stdout)
+  options = generate_command.parse(words[words.index('generate') + 1 :])
+  assert options.videos == ['in']
+  assert options.given == {'videos', 'out', 'seed', 'shard', 'skip_existing'}
+  assert (options.out, options.shard, options.seed) == ('out/', (1, 2), 7)
+
+
+@pytest.mark.parametrize('shard', ['1', 'a/b', '2/2', '0/0', '/1', '1/2/3'])
+def test_infer_wants_a_shard_that_there_is(shard):
+  done = _infer('a', 'b', '--dry_run', V2MEOW_SHARD=shard)
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr.startswith('error: this is shard ')
+  assert done.stderr.count('\n') == 1
+
+
+_CURL = """#!/usr/bin/env bash
+case ${*: -1} in
+  http://1.2.3.4/computeMetadata/v1/instance/attributes/agent-worker-number)
+    echo "$NUMBER" ;;
+  */worker-network-endpoints) echo 'x:8470:10.0.0.1,y:8470:10.0.0.2' ;;
+esac
+[[ -n $NUMBER ]]
+"""
+
+
+@pytest.mark.parametrize('number', ['1', ''])
+def test_infer_asks_a_tpu_vm_for_its_number(number, tmp_path):
+  (tmp_path / 'curl').write_text(_CURL)
+  (tmp_path / 'curl').chmod(0o755)
+  done = _infer(
+    *('a', 'b', '--dry_run'),
+    PATH=f'{tmp_path}:{os.environ["PATH"]}',
+    GCE_METADATA_IP='1.2.3.4',
+    NUMBER=number,
+  )
+  if number:
+    assert done.stderr == 'shard 1/2 (the metadata server)\n'
+    assert shlex.split(done.stdout)[:3] == _CHIP
+  else:
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+      'error: this TPU VM does not know its number, expected V2MEOW_SHARD=I/N.'
+    )
+
+
+@pytest.mark.parametrize(
+  'job, number, status', [('7', 15, 0), (None, 15, 143), ('7', 0, 3)]
+)
+def test_infer_goes_back_into_the_queue_of_slurm(job, number, status, tmp_path):
+  # A copy of the checkout, whose python is no python.
+  (tmp_path / 'launch').mkdir()
+  shutil.copy(INFER, tmp_path / 'launch')
+  (tmp_path / '.venv' / 'bin').mkdir(parents=True)
+  python = tmp_path / '.venv' / 'bin' / 'python'
+  python.write_text(
+    '#!/usr/bin/env bash\n'
+    f'if [[ {number} == 0 ]]; then exit 3; fi\n'
+    'echo ready\n'
+    'exec sleep 60\n'
+  )
+  python.chmod(0o755)
+  environment = {**os.environ, 'SLURM_JOB_ID': job or ''}
+  process = subprocess.Popen(
+    ['bash', str(tmp_path / 'launch' / 'infer.sh'), 'a', 'b'],
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+    start_new_session=True,
+  )
+  if number:
+    assert process.stdout.readline() == 'ready\n'
+    os.killpg(process.pid, number)  # as SLURM does
+  process.communicate(timeout=20)
+  # Without a shell in between, the status is the signal.
+  assert process.returncode == (-15 if status == 143 else status)
 
 
 def test_slurm_prints_its_command():

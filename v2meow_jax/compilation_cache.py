@@ -28,11 +28,15 @@ def folder() -> pathlib.Path | None:
   else:
     caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     base = pathlib.Path(caches) / 'v2meow'
-  kind = hashlib.sha256(_processor().encode()).hexdigest()[:8]
-  return base / f'jax-{jax.__version__}-{kind}'
+  return base / f'jax-{jax.__version__}-{processor_kind()}'
 
 
-def _processor() -> str:
+def processor_kind() -> str:
+  """Returns 8 digits: the same where processors know the same instructions."""
+  return hashlib.sha256(_instructions().encode()).hexdigest()[:8]
+
+
+def _instructions() -> str:
   """The instructions that this processor knows, as far as we can see."""
   try:
     lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()

@@ -11,6 +11,15 @@ class UserError(Exception):
   """
 
 
+def describe_fault(error: Exception) -> str:
+  """Returns one line about an error that is the program's own."""
+  text = ' '.join(str(error).split())
+  return (
+    f'{type(error).__name__}: {text}. This is a fault of the program: please '
+    'report it, with what V2MEOW_DEBUG=1 shows.'
+  )
+
+
 _warned: set[str] = set()
 
 

@@ -4,16 +4,22 @@
 result appear whole or not at all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
+import errno
+import hashlib
 import os
 import secrets
+import shutil
+import threading
 
 import av
 
 from v2meow_jax import errors
 
 _KINDS = 'MP4, MOV, WebM, Matroska or another format that FFmpeg reads'
+_CHUNK = 1 << 20
+_of_thread = threading.local()
 
 
 def open_media(path: str) -> av.container.InputContainer:
@@ -78,6 +84,86 @@ def find_picture(
   return best if best in pictures else next(iter(pictures), None)
 
 
+def measure(
+  path: str | os.PathLike, tick: Callable[[], None] = lambda: None
+) -> tuple[int, str]:
+  """Returns the bytes of a file and their SHA-256, in hexadecimal digits.
+
+  Args:
+    path: of the file.
+    tick: called now and then; what it raises ends the reading.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  size, digest = 0, hashlib.sha256()
+  try:
+    with open(path, 'rb') as f:
+      while chunk := f.read(_CHUNK):
+        size += len(chunk)
+        digest.update(chunk)
+        tick()
+  except OSError as e:
+    raise errors.UserError(
+      f'{path}: cannot be read ({e.strerror}), expected a file. Check the '
+      'path and its permissions.'
+    ) from e
+  return size, digest.hexdigest()
+
+
+class Halt:
+  """Ends the writing of one thread from another: nothing partial is left.
+
+  The thread that writes does so inside `with halt:`. When `now` returns, the
+  temporary files of `replace` are gone, and there will be no new ones.
+  """
+
+  def __init__(self):
+    self._lock = threading.Lock()
+    self._folders = set()
+    self._is_now = False
+
+  def now(self) -> None:
+    """Removes what is being written; what is whole already stays."""
+    with self._lock:
+      self._is_now = True
+      for folder in self._folders:
+        self._remove(folder)
+
+  def make(self, folder: str) -> None:
+    """Makes a folder for a temporary file; without one there can be none.
+
+    Raises:
+      OSError: it cannot be made, or it is too late.
+    """
+    with self._lock:
+      if self._is_now:
+        raise InterruptedError(errno.EINTR, 'stopped')
+      self._folders.add(folder)
+      os.mkdir(folder)
+
+  def remove(self, folder: str) -> None:
+    """Removes what `make` made, with what is in it."""
+    with self._lock:
+      if folder in self._folders:
+        self._folders.remove(folder)
+        self._remove(folder)
+
+  def _remove(self, folder: str) -> None:
+    # Again where the thread that writes has made a file in between.
+    for _ in range(10):
+      shutil.rmtree(folder, ignore_errors=True)
+      if not os.path.exists(folder):
+        return
+
+  def __enter__(self) -> 'Halt':
+    _of_thread.halt = self
+    return self
+
+  def __exit__(self, *unused):
+    del _of_thread.halt
+
+
 @contextlib.contextmanager
 def replace(path: str) -> Iterator[str]:
   """Gives a temporary name to write to, which becomes `path` at the end.
@@ -89,7 +175,7 @@ def replace(path: str) -> Iterator[str]:
     path: where the result goes; a file there is replaced.
 
   Yields:
-    The temporary name, in the same folder.
+    A temporary name, in a hidden folder beside the result.
 
   Raises:
     UserError: the folder is missing or cannot be written, `path` is a folder,
@@ -107,11 +193,11 @@ def replace(path: str) -> Iterator[str]:
       f'{path}: cannot be written because {folder} is no folder. Make the '
       'folder or choose another one.'
     )
-  name = f'.{os.path.basename(path)[:100]}.{secrets.token_hex(4)}.part'
-  temporary = os.path.join(folder, name)
+  hidden = os.path.join(folder, f'.{secrets.token_hex(8)}.part')
+  temporary = os.path.join(hidden, 'part')
+  halt = getattr(_of_thread, 'halt', None) or Halt()
   try:
-    with open(temporary, 'wb'):
-      pass
+    halt.make(hidden)
     yield temporary
     with open(temporary, 'rb+') as f:
       os.fsync(f.fileno())
@@ -122,5 +208,4 @@ def replace(path: str) -> Iterator[str]:
       'the space of the folder, or choose another one.'
     ) from e
   finally:
-    with contextlib.suppress(OSError):
-      os.remove(temporary)
+    halt.remove(hidden)

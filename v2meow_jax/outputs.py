@@ -7,10 +7,11 @@ import pathlib
 import tempfile
 
 from v2meow_jax import errors
+from v2meow_jax import sidecars
 
 VIDEO_SUFFIXES = ('.mp4', '.mkv')
 SUFFIXES = (*VIDEO_SUFFIXES, '.wav')
-_MARK = '.v2meow'
+MARK = '.v2meow'  # in the names of outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Piece:
   video: str
   seed: int
   paths: tuple[pathlib.Path, ...]
+
+  @property
+  def sidecar(self) -> pathlib.Path:
+    """The JSON file beside them."""
+    return self.paths[0].with_suffix('.json')
 
 
 def is_folder(out: str) -> bool:
@@ -75,7 +81,7 @@ def plan(
     if to_file:
       stem = pathlib.Path(out).with_suffix('')
     else:
-      stem = pathlib.Path(out or '.') / (pathlib.Path(video).stem + _MARK)
+      stem = pathlib.Path(out or '.') / (pathlib.Path(video).stem + MARK)
     for seed in seeds:
       mark = f'.seed{seed}' if len(seeds) > 1 else ''
       paths = [pathlib.Path(f'{stem}{mark}{suffix}') for suffix in suffixes]
@@ -113,14 +119,38 @@ def _check_file(out: str, suffix: str, kind: str | None, count: int) -> None:
 
 
 def _check_not_a_video(paths: Sequence, videos: Sequence[str]) -> None:
+  owners = {_identity(video): video for video in videos}
   for path in paths:
-    for video in videos:
-      if os.path.exists(path) and os.path.exists(video):
-        if os.path.samefile(path, video):
-          raise errors.UserError(
-            f'{path}: is the VIDEO {video} itself, which is never replaced. '
-            'Name another file with --out.'
-          )
+    video = owners.get(_identity(path)) if os.path.exists(path) else None
+    if video is not None:
+      raise errors.UserError(
+        f'{path}: is the VIDEO {video} itself, which is never replaced. '
+        'Name another file with --out.'
+      )
+
+
+def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
+  """Which file it is, by whatever name; None where there is none."""
+  try:
+    found = os.stat(path)
+  except (OSError, ValueError):
+    return None
+  return found.st_dev, found.st_ino
+
+
+def check_sidecars(pieces: Sequence[Piece]) -> None:
+  """Checks that no JSON of the user's own lies where a sidecar shall go.
+
+  Raises:
+    UserError: one does.
+  """
+  for piece in pieces:
+    if os.path.lexists(piece.sidecar) and not sidecars.is_one(piece.sidecar):
+      raise errors.UserError(
+        f'{piece.sidecar}: is no sidecar of an earlier run and is not '
+        'replaced. Name another file with --out, or write no sidecar with '
+        '--no_sidecar.'
+      )
 
 
 def make_folders(pieces: Sequence[Piece]) -> None:

@@ -74,7 +74,12 @@ class Prefetch:
       raise StopIteration if item is _END else item
     return item
 
-  def close(self) -> None:
-    """Stops the thread."""
+  def close(self, wait: bool = True) -> None:
+    """Stops the thread.
+
+    Args:
+      wait: until it has ended.
+    """
     self._closed.set()
-    self._thread.join()
+    if wait:
+      self._thread.join()

@@ -1,6 +1,6 @@
 """Which versions a training ran with, saved beside its checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 import json
 import os
@@ -30,11 +30,14 @@ FILE = 'versions.json'
 _COMMIT_VARIABLE = 'V2MEOW_COMMIT'
 
 
-def collect() -> dict[str, str]:
+def collect(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
   """Returns versions by name: Python, the packages that are there, and this.
 
   `commit` is that of the checkout, with `-dirty` where it is changed; it is
   left out where it is not known.
+
+  Args:
+    packages: those to look for.
   """
   versions = {
     'python': platform.python_version(),
@@ -43,7 +46,7 @@ def collect() -> dict[str, str]:
   commit = os.environ.get(_COMMIT_VARIABLE) or _read_commit()
   if commit:
     versions['commit'] = commit
-  for package in PACKAGES:
+  for package in packages:
     try:
       versions[package] = metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -71,6 +74,17 @@ def _read_commit() -> str | None:
   return done.stdout.strip() or None
 
 
+def find_changes(
+  before: Mapping[str, str], now: Mapping[str, str]
+) -> list[str]:
+  """Returns what differs, as `jax 0.9.0 -> 0.10.0`."""
+  return [
+    f'{name} {before.get(name, "none")} -> {now.get(name, "none")}'
+    for name in sorted({*before, *now})
+    if before.get(name) != now.get(name)
+  ]
+
+
 def save(
   model_dir: pathlib.Path, step: int, versions: Mapping[str, str] | None = None
 ) -> None:
@@ -92,11 +106,7 @@ def save(
   history = _read(path)
   if history:
     before = history[-1]['versions']
-    changes = [
-      f'{name} {before.get(name, "none")} -> {versions.get(name, "none")}'
-      for name in sorted({*before, *versions})
-      if before.get(name) != versions.get(name)
-    ]
+    changes = find_changes(before, versions)
     if not changes:
       return
     logging.warning(

@@ -1,5 +1,6 @@
 """The command line: help, usage, and what each mistake gets."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,12 +13,14 @@ from tests import toy
 from v2meow_jax import arrays
 from v2meow_jax import audio
 from v2meow_jax import cli
+from v2meow_jax import controls
 from v2meow_jax import errors
+from v2meow_jax import generate_command
 from v2meow_jax import inspection
 from v2meow_jax import service
 from v2meow_jax import streams
 
-COMMANDS = ('generate', 'prepare', 'train', 'evaluate', 'inspect')
+COMMANDS = ('generate', 'prepare', 'train', 'evaluate', 'export', 'inspect')
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def test_help_needs_no_numpy_and_answers_at_once():
     assert f'\n  {command} ' in done.stdout
 
 
-@pytest.mark.parametrize('command', ['generate', 'inspect'])
+@pytest.mark.parametrize('command', ['generate', 'export', 'inspect'])
 def test_help_of_a_command_has_examples_and_needs_no_numpy(command):
   code = (
     'import sys\n'
@@ -110,7 +113,7 @@ _USAGE = [
   (
     'compose x.mp4',
     'unknown command `compose`, expected one of generate, prepare, train, '
-    'evaluate, inspect. See `v2meow --help`.',
+    'evaluate, export, inspect. See `v2meow --help`.',
   ),
   (
     '--fast',
@@ -177,9 +180,110 @@ _USAGE = [
     'generate --help`.',
   ),
   (
+    'generate x.mp4 --seed 4294967290 --best_of 3 --samples 2 --text=a:0',
+    '--text has weights 0, expected 0 or more and not all 0. Say what the '
+    'music should be unlike with negative_text. See `v2meow generate --help`.',
+  ),
+  (
+    'generate x.mp4 --seed 4294967291 --best_of 3 --samples 2',
+    '--samples: 6 seeds from 4294967291 on go beyond 4294967295, expected '
+    'smaller ones. See `v2meow generate --help`.',
+  ),
+  (
+    'export',
+    'the following arguments are required: OUT_DIR. See `v2meow export '
+    '--help`.',
+  ),
+  (
+    'export out --platforms cpu,metal',
+    '--platforms: is `cpu,metal`, expected some of cpu, cuda, rocm, tpu, each '
+    'once, separated by commas. See `v2meow export --help`.',
+  ),
+  (
+    'export out --platforms cpu,cpu',
+    '--platforms: is `cpu,cpu`, expected some of cpu, cuda, rocm, tpu, each '
+    'once, separated by commas. See `v2meow export --help`.',
+  ),
+  (
+    'export out --batch 0',
+    '--batch: is `0`, expected a whole number of at least 1. See `v2meow '
+    'export --help`.',
+  ),
+  (
+    'generate x.mp4 --best_of 0',
+    '--best_of: is `0`, expected a whole number of at least 1. See `v2meow '
+    'generate --help`.',
+  ),
+  (
+    'generate x.mp4 --text calm:1 --text fast:-0.5',
+    '--text has weights 1, -0.5, expected 0 or more and not all 0. Say what '
+    'the music should be unlike with negative_text. See `v2meow generate '
+    '--help`.',
+  ),
+  (
+    'generate x.mp4 --negative_text drums',
+    '--negative_text changes nothing where style_guidance is 1, expected more, '
+    'as 3. See `v2meow generate --help`.',
+  ),
+  (
+    'generate x.mp4 --style_guidance 2',
+    '--style_guidance is 2 but there is no text, expected 1, or a text or '
+    'negative_text. See `v2meow generate --help`.',
+  ),
+  (
+    'generate x.mp4 --visual_guidance -1',
+    '--visual_guidance: is `-1`, expected a number of at least 0. See `v2meow '
+    'generate --help`.',
+  ),
+  (
+    'generate x.mp4 --style_guidance much',
+    '--style_guidance: is `much`, expected a number of at least 0. See `v2meow '
+    'generate --help`.',
+  ),
+  (
+    'generate x.mp4 --replace 12',
+    '--replace: is `12`, expected START-END in seconds, as 12.0-20.0, or with '
+    'a seed, as 12-20:7. See `v2meow generate --help`.',
+  ),
+  (
+    'generate x.mp4 --replace 1-2:-7',
+    '--replace: is `1-2:-7`, expected START-END in seconds, as 12.0-20.0, or '
+    'with a seed, as 12-20:7. See `v2meow generate --help`.',
+  ),
+  (
+    'generate x.mp4 --replace 0-1 --replace 20-12.5:3',
+    '--replace has the span 20 to 12.5, expected seconds from 0 on, with the '
+    'end behind the start. See `v2meow generate --help`.',
+  ),
+  (
+    'generate x.mp4 --replace 1-2:4294967296',
+    '--replace has the seed 4294967296, expected 0 to 4294967295. See `v2meow '
+    'generate --help`.',
+  ),
+  (
     'generate x.mp4 --format mp3',
     "--format: invalid choice: 'mp3' (choose from 'mp4', 'wav', 'both'). See "
     '`v2meow generate --help`.',
+  ),
+  (
+    'generate a.mp4 b.mp4 --from a.json',
+    '--from: 2 videos for one sidecar, expected one or none. See `v2meow '
+    'generate --help`.',
+  ),
+  (
+    'generate x.mp4 --skip_existing --no_sidecar',
+    '--skip_existing: reads sidecars, expected it without --no_sidecar. See '
+    '`v2meow generate --help`.',
+  ),
+  (
+    'generate x.mp4 --shard 2/2',
+    '--shard: is `2/2`, expected I/N with I from 0 to N - 1. See `v2meow '
+    'generate --help`.',
+  ),
+  (
+    'generate x.mp4 --shard one',
+    '--shard: is `one`, expected I/N with I from 0 to N - 1. See `v2meow '
+    'generate --help`.',
   ),
   (
     'generate x.mp4 --sed 3',
@@ -201,6 +305,45 @@ def test_wrong_usage_is_one_line_and_status_2(line, message, work, capsys):
   # Later versions of Python write choices without quotes.
   assert said.err.replace("'", '') == f'error: {message}\n'.replace("'", '')
   assert not [*work.iterdir()]
+
+
+_CHOICES = [
+  ([], {}),
+  (['--text', 'calm piano'], {'text': (('calm piano', 1.0),)}),
+  (
+    ['--text', 'calm piano:0.7', '--text', 'strings:.3'],
+    {'text': (('calm piano', 0.7), ('strings', 0.3))},
+  ),
+  (
+    ['--negative_text', 'drums: loud', '--style_guidance', '3'],
+    {'negative_text': 'drums: loud', 'style_guidance': 3.0},
+  ),
+  (['--visual_guidance', '0'], {'visual_guidance': 0.0}),
+  (['--best_of', '4', '--seed', '9'], {'best_of': 4, 'seed': 9}),
+  (['--prompt_audio', 'intro.wav'], {'prompt_audio': 'intro.wav'}),
+  (
+    ['--replace', '12.0-20.0', '--replace', '.5-7:3'],
+    {'replace': ((12.0, 20.0, None), (0.5, 7.0, 3))},
+  ),
+  (['--top_k', '5'], {'top_k': (5, 5, 5)}),
+]
+
+
+@pytest.mark.parametrize('arguments, expected', _CHOICES)
+def test_options_are_the_fields_of_controls(arguments, expected, monkeypatch):
+  seen = {}
+  monkeypatch.setattr(service, 'run', lambda **options: seen.update(options))
+  cli.main(['generate', 'x.mp4', *arguments])
+  names = {field.name for field in dataclasses.fields(controls.Controls)}
+  seen = {name: value for name, value in seen.items() if name in names}
+  assert controls.Controls(**seen) == controls.Controls(**expected)
+
+
+def test_each_choice_has_an_option():
+  names = {field.name for field in dataclasses.fields(controls.Controls)}
+  tested = {name for _, expected in _CHOICES for name in expected}
+  assert names - tested == {'temperature', 'top_p', 'duration'}
+  assert names <= {*vars(generate_command.parse(['x.mp4']))}
 
 
 def _generate(*arguments) -> int:
@@ -247,11 +390,13 @@ def test_unusable_file(name, content, message, work, model, capsys):
   assert {*work.iterdir()} == before
 
 
-def test_folder_as_video(work, model, capsys):
+def test_folder_without_videos(work, model, capsys):
   (work / 'clips').mkdir()
   assert _generate('clips', '--model', model) == 1
   assert capsys.readouterr().err == (
-    'error: clips: is a folder, expected a media file. Name a file in it.\n'
+    'error: clips: holds no videos, expected files that end with .3gp, .avi, '
+    '.flv, .m2ts, .m4v, .mkv, .mov, .mp4, .mpeg, .mpg, .mts, .ogv, .ts, .webm '
+    'or .wmv. Name another folder.\n'
   )
 
 
@@ -266,9 +411,10 @@ def test_sound_without_picture(work, model, capsys):
 
 def test_all_bad_files_are_listed(work, model, capsys):
   assert _generate('a.mp4', 'b.mp4', '--model', model) == 1
-  assert capsys.readouterr().err == ''.join(
-    f'error: {name}: no such file, expected a media file. Check the path.\n'
-    for name in ('a.mp4', 'b.mp4')
+  assert capsys.readouterr().err == (
+    'error: a.mp4: no such file, expected a media file. Check the path.\n'
+    'error: b.mp4: no such file, expected a media file. Check the path.\n'
+    'error: 2 of 2 pieces failed, 0 were made\n'
   )
 
 
@@ -310,6 +456,16 @@ _OUTPUTS = [
     '--out.',
   ),
   (
+    ['clip.mp4', '--out', 'song.wav'],
+    'song.json: is no sidecar of an earlier run and is not replaced. Name '
+    'another file with --out, or write no sidecar with --no_sidecar.',
+  ),
+  (
+    ['clip.mp4', '--from', 'song.json'],
+    'song.json: is no sidecar, expected what `v2meow generate` writes beside '
+    'its outputs. Name another file.',
+  ),
+  (
     ['clip.mp4', '--out', 'notes/new/'],
     'notes/new: cannot be written (Not a directory), expected a folder that '
     'can. Name another with --out.',
@@ -321,6 +477,7 @@ _OUTPUTS = [
 def test_wrong_output_or_model(arguments, message, work, model, capsys):
   toy.make_video(work / 'clip.mp4', seconds=0.3)
   (work / 'notes').write_text('a file')
+  (work / 'song.json').write_text('{"title": "mine"}')
   before = sorted(work.rglob('*'))
   # A second --model is the one that counts.
   assert _generate('--model', model, *arguments) == 1

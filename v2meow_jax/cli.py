@@ -1,4 +1,4 @@
-"""The command `v2meow`: generate, prepare, train, evaluate, inspect.
+"""The command `v2meow`: generate, prepare, train, evaluate, export, inspect.
 
 A command's own module is imported when the command is called, so that `--help`
 answers at once. Exit status: 0 done, 1 something was wrong with the input or
@@ -16,6 +16,7 @@ import sys
 
 import v2meow_jax
 from v2meow_jax import arguments
+from v2meow_jax import errors
 from v2meow_jax import platforms
 
 # Commands whose module reads its own arguments: module, then what it does.
@@ -24,6 +25,7 @@ _MODULES = {
   'prepare': ('prepare', 'make a dataset of videos with sound'),
   'train': ('train', 'train a codec or a stage'),
   'evaluate': ('evaluate', 'measure how music follows its video'),
+  'export': ('export_command', 'write a model as StableHLO programs'),
 }
 
 _DESCRIPTION = """\
@@ -34,6 +36,7 @@ commands:
   prepare    {prepare}
   train      {train}
   evaluate   {evaluate}
+  export     {export}
   inspect    show streams, stages, a model or a dataset
 
 `v2meow COMMAND --help` explains a command.
@@ -181,13 +184,7 @@ def _explain(error: Exception) -> str:
   from v2meow_jax import configs
 
   message = configs.one_line(error)
-  if message:
-    return message
-  text = ' '.join(str(error).split())
-  return (
-    f'{type(error).__name__}: {text}. This is a fault of the program: please '
-    'report it, with what V2MEOW_DEBUG=1 shows.'
-  )
+  return message or errors.describe_fault(error)
 
 
 def _stop(number: int, frame) -> None:

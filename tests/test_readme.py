@@ -29,7 +29,9 @@ def work(tmp_path, monkeypatch, tiny_model):
   """A folder with a video, and a tiny system as the bundled model."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.setitem(bundles.MODELS, 'bundled', tiny_model)
-  toy.make_video(tmp_path / 'clip.mp4', 1.2)
+  toy.make_video(tmp_path / 'clip.mp4', 5.2)
+  (tmp_path / 'videos').mkdir()
+  toy.make_video(tmp_path / 'videos' / 'other.mp4', 1.2)
   return tmp_path
 
 
@@ -39,6 +41,8 @@ def work(tmp_path, monkeypatch, tiny_model):
   ids=' '.join,
 )
 def test_generate_runs_as_written(arguments, work, capsys):
+  if '--from' in arguments:  # the piece of the first command
+    assert cli.main(['generate', 'clip.mp4']) == 0
   expanded = [
     part for word in arguments for part in sorted(glob.glob(word)) or [word]
   ]

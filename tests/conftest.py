@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 # Before anything imports JAX or TensorFlow.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -10,6 +11,9 @@ os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
 
 import numpy as np
 import pytest
+
+# A shell's background jobs ignore Ctrl-C, and so would what the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -168,20 +168,22 @@ def test_killed_training_ends_as_if_it_was_not(whole, tmp_path):
   run = tmp_path / 'run'
   arguments = [*arguments, f"--gin.MODEL_DIR='{run}'"]
 
-  # Some way into the writing of a checkpoint.
-  broken_off = 2 * PERIOD
-  count = luck.randrange(1, 12)
-  process = start(arguments, f'checkpoint_{broken_off}.orbax', count)
-  log = finish(process)
-  assert process.returncode == -signal.SIGKILL, log
-  assert checkpoint_steps(run) == [PERIOD]  # no more is lost than since then
+  broken_off, count = 2 * PERIOD, 0
+  if road == 'arrays':  # the other road starts slowly
+    # Some way into the writing of a checkpoint.
+    count = luck.randrange(1, 12)
+    process = start(arguments, f'checkpoint_{broken_off}.orbax', count)
+    log = finish(process)
+    assert process.returncode == -signal.SIGKILL, log
+    # No more is lost than since then.
+    assert checkpoint_steps(run) == [PERIOD]
 
-  # At any step behind it; the same command goes on.
+  # At any step; the same command goes on.
   step = luck.randrange(PERIOD + 1, 3 * PERIOD)
   process = start(arguments, f'step {step} train: ', 1)
   log = finish(process)
   assert process.returncode == -signal.SIGKILL, log
-  assert f'Resumed from {run}/checkpoint_{PERIOD}.' in log
+  assert (f'Resumed from {run}/checkpoint_{PERIOD}.' in log) == (count > 0)
   if count > 1:  # the first event comes before there is a folder
     assert f'checkpoint_{broken_off}.orbax-checkpoint-tmp: removed' in log
 

@@ -510,14 +510,9 @@ def decode(
   if first is None:
     first, state = room, start(room)
   else:
-    # The prompt goes through the network in one of these lengths: what is
+    # All of the prompt's room or nothing goes through the network: what is
     # behind `first` is written over before it is seen.
-    levels = module.stage.target.num_levels
-    lengths = sorted({0, room // (2 * levels) * levels, room})
-    state = lax.switch(
-      jnp.searchsorted(np.array(lengths), first),
-      [functools.partial(start, length) for length in lengths],
-    )
+    state = lax.cond(first > 0, lambda: start(room), lambda: start(0))
   stop = count if stop is None else stop
   # Moved right by one behind a 0: the input of the first step.
   shifted = jnp.pad(tokens, ((0, 0), (1, 0)))

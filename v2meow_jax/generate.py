@@ -117,8 +117,6 @@ class Generator:
         self._compiling.append(self._pool.submit(runner.compile, row))
 
   def _warm_codec(self) -> None:
-    from v2meow_jax import loudness  # noqa: F401  imports SciPy: a second
-
     codec = self.bundle.codec
     target = self.bundle.models[-1].stage.target
     num_levels = target.first_level + target.num_levels
@@ -291,7 +289,7 @@ class Generator:
     """The `prompting.Prompt` that the music begins with, or None."""
     if controls.prompt_audio is None:
       return None
-    from v2meow_jax import prompting  # imports SciPy, which takes a second
+    from v2meow_jax import prompting  # the tokenizer's SciPy takes a second
 
     return prompting.read(
       controls.prompt_audio, self.bundle, self._grid_hz, seconds

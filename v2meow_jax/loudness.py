@@ -6,8 +6,6 @@ Samples are float32 in [-1, 1]. Loudness is that of ITU-R BS.1770-4 in LUFS.
 import functools
 
 import numpy as np
-from scipy import ndimage
-from scipy import signal
 
 TARGET_LUFS = -16.0
 PEAK_DBFS = -1.0
@@ -88,6 +86,27 @@ def hop(sample_rate_hz: int) -> int:
   return round(_HOP_SECONDS * sample_rate_hz)
 
 
+@functools.cache
+def _k_response(sample_rate_hz: int, size: int) -> np.ndarray:
+  """Spectrum of the first `size` samples of the filters' response.
+
+  After a tenth of a second it is below 1e-10: what is filtered by it is what
+  the recursion gives, but for rounding.
+
+  Args:
+    sample_rate_hz: samples a second.
+    size: samples of a step of 0.1 s.
+
+  Returns:
+    complex128 `[bins]` of `2 * size` samples.
+  """
+  bins = np.exp(-2j * np.pi * np.fft.rfftfreq(8 * size))
+  response = np.ones(len(bins), complex)
+  for b0, b1, b2, _, a1, a2 in k_weighting(sample_rate_hz):
+    response *= (b0 + (b1 + b2 * bins) * bins) / (1 + (a1 + a2 * bins) * bins)
+  return np.fft.rfft(np.fft.irfft(response)[:size], 2 * size)
+
+
 class _Meter:
   """Measures sound that comes piece by piece.
 
@@ -99,30 +118,41 @@ class _Meter:
   def __init__(self, sample_rate_hz: int, channels: tuple[int, ...] = ()):
     self.hop = hop(sample_rate_hz)
     self.energies = np.zeros(0)
-    self._sections = k_weighting(sample_rate_hz)
-    self._state = np.zeros((len(self._sections), 2, *channels))
-    # Energy of samples of a step that is not whole.
-    self._rest = np.zeros(0)
+    self._response = _k_response(sample_rate_hz, self.hop)
+    # Of the step before, and samples of a step that is not whole.
+    self._last = np.zeros((self.hop, *channels))
+    self._rest = np.zeros((0, *channels))
     self._num_samples = 0
 
   def push(self, samples: np.ndarray) -> None:
     """Takes `[samples]` or `[samples, channels]`, one after the other."""
     self._num_samples += len(samples)
-    weighted, self._state = signal.sosfilt(
-      self._sections, np.asarray(samples, np.float64), axis=0, zi=self._state
-    )
-    energy = np.square(weighted).reshape(len(samples), -1).sum(axis=1)
-    energy = np.concatenate([self._rest, energy])
-    whole = len(energy) // self.hop * self.hop
-    steps = energy[:whole].reshape(-1, self.hop).sum(axis=1)
-    self.energies = np.concatenate([self.energies, steps])
-    self._rest = energy[whole:]
+    samples = np.concatenate([self._rest, samples])
+    count = len(samples) // self.hop
+    whole = samples[: count * self.hop]
+    self._rest = samples[count * self.hop :]
+    if count:
+      self._measure(whole.reshape(count, self.hop, *whole.shape[1:]))
+
+  def _measure(self, steps: np.ndarray) -> None:
+    """Adds the energies of whole steps, `[steps, hop, …]`."""
+    before = np.concatenate([self._last[np.newaxis], steps[:-1]])
+    self._last = steps[-1]
+    # The end of a circular product is that of a straight one.
+    spectra = np.fft.rfft(np.concatenate([before, steps], axis=1), axis=1)
+    response = self._response.reshape(-1, *[1] * (steps.ndim - 2))
+    weighted = np.fft.irfft(spectra * response, axis=1)[:, self.hop :]
+    energies = np.square(weighted).reshape(len(steps), -1).sum(axis=1)
+    self.energies = np.concatenate([self.energies, energies])
 
   def finish(self) -> None:
     """Ends the sound: what is left is a step of its own."""
-    if len(self._rest):
-      self.energies = np.append(self.energies, self._rest.sum())
+    left = len(self._rest)
+    if left:
+      room = ((0, self.hop - left), *[(0, 0)] * (self._rest.ndim - 1))
+      step = np.pad(self._rest, room)
       self._rest = self._rest[:0]
+      self._measure(step[np.newaxis])
 
   def measure(self, count: int | None = None) -> float:
     """Integrated loudness of the first `count` steps, of all by default."""
@@ -262,7 +292,22 @@ def limit(samples: np.ndarray, ceiling: float, reach: int) -> np.ndarray:
     ceiling: greatest absolute sample allowed.
     reach: samples.
   """
-  allowed = ceiling / np.maximum(np.abs(samples), ceiling)
+  allowed = ceiling / np.maximum(np.abs(samples, dtype=float), ceiling)
   width = 2 * reach + 1
-  lowest = ndimage.minimum_filter1d(allowed, width, mode='nearest')
-  return ndimage.uniform_filter1d(lowest, width, mode='nearest')
+  lowest = _lowest(np.pad(allowed, reach, mode='edge'), width)
+  total = np.cumsum(np.pad(lowest, (reach + 1, reach), mode='edge'))
+  return (total[width:] - total[:-width]) / width
+
+
+def _lowest(values: np.ndarray, width: int) -> np.ndarray:
+  """Least of each `width` values in a row, in a few passes over all.
+
+  Each row of values lies in two blocks of `width`: it is the end of one and the
+  beginning of the next (van Herk, 1992; Gil and Werman, 1993).
+  """
+  count = len(values) - width + 1
+  blocks = np.pad(values, (0, -len(values) % width), mode='edge')
+  blocks = blocks.reshape(-1, width)
+  beginnings = np.minimum.accumulate(blocks, axis=1).ravel()
+  ends = np.minimum.accumulate(blocks[:, ::-1], axis=1)[:, ::-1].ravel()
+  return np.minimum(ends[:count], beginnings[width - 1 :][:count])

@@ -6,6 +6,8 @@ import os
 
 import numpy as np
 
+from v2meow_jax import audio
+from v2meow_jax import loudness
 from v2meow_jax import muxing
 from v2meow_jax import pictures
 
@@ -50,8 +52,6 @@ class Music:
     """
     path = os.fspath(path)
     if path.lower().endswith('.wav'):
-      from v2meow_jax import audio  # imports SciPy, which takes a second
-
       audio.write_wav(path, self.waveform, self.sample_rate_hz)
       return path
     return muxing.mux(
@@ -72,8 +72,6 @@ class Music:
       raw: float32 `[samples]`, as decoded; what is behind the end is left out.
       start: first sample of the part.
     """
-    from v2meow_jax import loudness  # imports SciPy, which takes a second
-
     waveform = np.array(self.waveform)
     raw = raw[: len(waveform) - start]
     rate = self.sample_rate_hz

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from v2meow_jax import loudness
+
 # The waveform of a longer piece is on the disk: ten minutes at 16 kHz.
 _MOST_SAMPLES_IN_MEMORY = 9_600_000
 
@@ -34,8 +36,6 @@ class Performance:
       prompt: `prompting.Prompt` that it begins with, or None.
       progress: is told what is done.
     """
-    from v2meow_jax import loudness  # imports SciPy, which takes a second
-
     self._piece = piece
     self._scheduler = scheduler
     self._codec = codec

@@ -9,6 +9,7 @@ import pytest
 
 from tests import stage_examples
 from v2meow_jax import decoding
+from v2meow_jax import decoding_weights
 from v2meow_jax import network
 from v2meow_jax import relative_positions
 from v2meow_jax import stages
@@ -44,7 +45,7 @@ def test_step_by_step_equals_the_loop(architecture, times):
   codes, logits = jax.jit(functools.partial(decoding.decode, module))(
     params, *arguments, choose=jax.tree_util.Partial(choose)
   )
-  weights = jax.jit(functools.partial(decoding.arrange, module))(params)
+  weights = jax.jit(functools.partial(decoding_weights.arrange, module))(params)
   prefill = jax.jit(functools.partial(decoding.prefill, module))
   token, state = prefill(params, *arguments)
   prefix = network.prefix_length(model.stage)
@@ -161,7 +162,10 @@ def test_weights_in_fewer_bits_are_near_float32(weights_dtype, most):
     return np.asarray(jax.jit(decode)(params, *arguments)[1])
 
   weights = jax.eval_shape(
-    lambda params: decoding.arrange(model.module, params, weights_dtype), params
+    lambda params: decoding_weights.arrange(
+      model.module, params, weights_dtype
+    ),
+    params,
   )
   kept = [weights.layers[0].qkv, weights.layers[1].outward, weights.heads[0]]
   assert {matrix.values.dtype for matrix in kept} == {jnp.dtype(weights_dtype)}
@@ -172,7 +176,9 @@ def test_weights_in_fewer_bits_are_near_float32(weights_dtype, most):
 
 def test_a_matrix_of_int8_errs_by_half_a_step_of_its_column(rng):
   kernel = rng.standard_normal((64, 5), 'f4') * [1, 10, 0.1, 5, 0]
-  matrix = decoding.Matrix.keep(jnp.asarray(kernel), jnp.float32, 'int8')
+  matrix = decoding_weights.Matrix.keep(
+    jnp.asarray(kernel), jnp.float32, 'int8'
+  )
   found = matrix.multiply(jnp.eye(64), jnp.float32)
   step = np.abs(kernel).max(axis=0) / 127
   assert (np.abs(found - kernel) <= 0.501 * step).all()

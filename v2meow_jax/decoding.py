@@ -2,9 +2,8 @@
 
 The first positions (a prefix, a prompt) go through the network in one pass,
 `prefill`, which leaves the keys and values of every layer. Each `step` then
-computes one position with the same parameters, which `arrange` has arranged
-once for that: the projections of one input side by side, norms' scales
-multiplied into them. The result equals the full pass.
+computes one position with the same parameters, arranged once for that
+(decoding_weights.py). The result equals the full pass.
 
 The caches grow in blocks: the loop is a few loops, one for each length of the
 caches, so that a step reads little of what is still empty.
@@ -21,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from v2meow_jax import attention
+from v2meow_jax import decoding_weights
 from v2meow_jax import layers
 from v2meow_jax import network
-from v2meow_jax import quantization
 from v2meow_jax import relative_positions
 
 Array = jax.Array
@@ -33,62 +32,6 @@ Params = Mapping[str, Any]
 # Each length is compiled for; of 8, a step reads an eighth too much on average.
 BLOCK = 256
 MOST_BLOCKS = 8
-# How weights can be kept; None is the dtype of the computation.
-WEIGHTS_DTYPES = (None, 'bfloat16', 'int8')
-
-
-class Matrix(NamedTuple):
-  """A matrix `[in, out]` as it is kept.
-
-  Attributes:
-    values: `[in, out]`.
-    scale: float32 `[out]`, times the values, of int8; else None.
-  """
-
-  values: Array
-  scale: Array | None = None
-
-  @classmethod
-  def keep(cls, kernel: Array, dtype: Any, weights_dtype: str | None):
-    """Keeps a kernel in `weights_dtype`, or where that is None in `dtype`."""
-    if weights_dtype == 'int8':
-      return cls(*quantization.quantize_columns(kernel))
-    return cls(kernel.astype(weights_dtype or dtype))
-
-  def multiply(self, x: Array, dtype: Any) -> Array:
-    """`x @ matrix` in `dtype`, float32 or bfloat16.
-
-    What is kept in fewer bits is multiplied in bfloat16, which holds all int8
-    numbers, and summed in float32.
-    """
-    if self.values.dtype == dtype:
-      return x.astype(dtype) @ self.values
-    y = jnp.matmul(
-      x.astype(jnp.bfloat16),
-      self.values.astype(jnp.bfloat16),
-      preferred_element_type=jnp.float32,
-    )
-    return (y if self.scale is None else y * self.scale).astype(dtype)
-
-
-class _Layer(NamedTuple):
-  """Parameters of one decoder layer, arranged for one position.
-
-  Attributes:
-    qkv: `[embed, 3 * heads * depth]`, with the norm's scale.
-    out: `[heads * depth, embed]`.
-    cross_query: `[embed, heads * depth]`, with the norm's scale, or None.
-    cross_out: `[heads * depth, embed]`, or None.
-    inward: `[embed, activations * mlp]`, with the norm's scale.
-    outward: `[mlp, embed]`.
-  """
-
-  qkv: Matrix
-  out: Matrix
-  cross_query: Matrix | None
-  cross_out: Matrix | None
-  inward: Matrix
-  outward: Matrix
 
 
 class Cache(NamedTuple):
@@ -122,37 +65,6 @@ class Cache(NamedTuple):
       cache, x.reshape(cache.shape[0], 1, -1), position, axis=1
     )
     return Cache(put(self.key, key), put(self.value, value))
-
-
-def _arrange(
-  params: Params, cfg: network.Config, weights_dtype: str | None
-) -> _Layer:
-  """Arranges the parameters of one decoder layer."""
-  keep = lambda kernel: Matrix.keep(kernel, cfg.dtype, weights_dtype)
-
-  def joined(norm: str, block: str, names: list[str]) -> Matrix:
-    kernels = [params[block][name]['kernel'] for name in names]
-    scale = params[norm]['scale'][:, None]
-    return keep(jnp.concatenate(kernels, axis=1) * scale)
-
-  kernel = lambda block, name: keep(params[block][name]['kernel'])
-  cross = 'encoder_decoder_attention'
-  has_encoder = cross in params
-  inwards = sorted(name for name in params['mlp'] if name.startswith('wi'))
-  return _Layer(
-    qkv=joined(
-      'pre_self_attention_layer_norm',
-      'self_attention',
-      ['query', 'key', 'value'],
-    ),
-    out=kernel('self_attention', 'out'),
-    cross_query=joined('pre_cross_attention_layer_norm', cross, ['query'])
-    if has_encoder
-    else None,
-    cross_out=kernel(cross, 'out') if has_encoder else None,
-    inward=joined('pre_mlp_layer_norm', 'mlp', inwards),
-    outward=kernel('mlp', 'wo'),
-  )
 
 
 def _normalize(x: Array, dtype: Any) -> Array:
@@ -190,7 +102,7 @@ def _attend(
 
 
 def _step_layer(
-  layer: _Layer,
+  layer: decoding_weights.Layer,
   x: Array,
   cache: Cache,
   cross_cache: Cache | None,
@@ -234,26 +146,6 @@ def _padding(mask: Array) -> Array:
   return jnp.where(mask, 0.0, attention.MASK_VALUE)[:, None]
 
 
-class Weights(NamedTuple):
-  """What `step` reads of the parameters, see `arrange`.
-
-  Attributes:
-    layers: parameters of each layer.
-    embedding: `[ids, embed]`.
-    heads: per level, the kernel of its logits, `[embed, codes]`, with the
-      norm's scale: so that a step reads its own only.
-    bias: of positions of the target to one another, `[heads, distances]`, see
-      `network.Decoder.bias_tables`.
-    input_bias: of positions of the target to the inputs, or None.
-  """
-
-  layers: list[_Layer]
-  embedding: Array
-  heads: list[Matrix]
-  bias: Array
-  input_bias: Array | None
-
-
 class State(NamedTuple):
   """What a step leaves to the next, and what `prefill` leaves to all.
 
@@ -289,42 +181,6 @@ class State(NamedTuple):
     """Takes the positions of what `cut` gave."""
     write = lambda x, new: lax.dynamic_update_slice_in_dim(x, new, 0, axis=1)
     return self._replace(caches=jax.tree.map(write, self.caches, part.caches))
-
-
-def arrange(
-  module: network.Transformer, params: Params, weights_dtype: str | None = None
-) -> Weights:
-  """Arranges the parameters of a network for `step`.
-
-  Args:
-    module: network of the stage.
-    params: its parameters.
-    weights_dtype: how they are kept, one of `WEIGHTS_DTYPES`: 'bfloat16', or
-      'int8' with a scale for each column. Biases are float32 in any case.
-  """
-  cfg = module.config
-  decoder = params['decoder']
-  count = cfg.num_decoder_layers if module.has_encoder else cfg.num_layers
-  embedder = (params if module.has_encoder else decoder)['token_embedder']
-  kernel = decoder['logits_dense']['kernel']
-  kernel *= decoder['decoder_norm']['scale'][:, None]
-  bias, input_bias = module.apply(
-    {'params': params}, method=lambda module: module.decoder.bias_tables()
-  )
-  table = embedder['embedding']
-  return Weights(
-    layers=[
-      _arrange(decoder[f'layers_{i}'], cfg, weights_dtype) for i in range(count)
-    ],
-    # A step reads few rows: in int8 they would not be smaller by much.
-    embedding=table if weights_dtype is None else table.astype(jnp.bfloat16),
-    heads=[
-      Matrix.keep(part, jnp.float32, weights_dtype)
-      for part in jnp.split(kernel, module.stage.target.num_levels, axis=1)
-    ],
-    bias=bias,
-    input_bias=input_bias,
-  )
 
 
 def prefill(
@@ -378,7 +234,7 @@ def prefill(
 
 def step(
   module: network.Transformer,
-  weights: Weights,
+  weights: decoding_weights.Weights,
   state: State,
   token: Array,
   position: Array,
@@ -387,7 +243,7 @@ def step(
 
   Args:
     module: network of the stage.
-    weights: see `arrange`.
+    weights: see `decoding_weights.arrange`.
     state: filled up to `position`, with room for it.
     token: int32 `[batch]`, the input of the position.
     position: int32 scalar, that of the prefix included.
@@ -423,7 +279,10 @@ def step(
 
 
 def _bias_rows(
-  module: network.Transformer, weights: Weights, state: State, position: Array
+  module: network.Transformer,
+  weights: decoding_weights.Weights,
+  state: State,
+  position: Array,
 ) -> tuple[Array, Array | None]:
   """Biases of one position, see `_attend`: of self- and cross-attention."""
   stage = module.stage
@@ -494,7 +353,7 @@ def decode(
     stop: int32 scalar, the place to stop before. None for the end.
     block: positions by which the caches grow, about; more where they would
       grow more often than `MOST_BLOCKS` times.
-    weights_dtype: how weights are kept, see `arrange`.
+    weights_dtype: how weights are kept, see `decoding_weights.arrange`.
 
   Returns:
     Codes, int32 `[batch, target]`, and what `choose` collected, with the target
@@ -503,7 +362,7 @@ def decode(
   prefix = network.prefix_length(module.stage)
   count = module.stage.target_length
   room = tokens.shape[1] - prefix
-  weights = arrange(module, params, weights_dtype)
+  weights = decoding_weights.arrange(module, params, weights_dtype)
   start = lambda length: _start(
     module, params, inputs, masks, tokens, token_mask, length
   )

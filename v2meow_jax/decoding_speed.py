@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from v2meow_jax import configs
-from v2meow_jax import decoding
+from v2meow_jax import decoding_weights
 from v2meow_jax import models
 from v2meow_jax import network
 from v2meow_jax import stages
@@ -234,7 +234,9 @@ def bytes_of_step(
   """
   stage, cfg = model.stage, model.config
   weights = jax.eval_shape(
-    lambda params: decoding.arrange(model.module, params, model.weights_dtype),
+    lambda params: decoding_weights.arrange(
+      model.module, params, model.weights_dtype
+    ),
     params,
   )
   size = lambda tree: sum(

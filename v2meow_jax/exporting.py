@@ -31,6 +31,7 @@ from v2meow_jax import arrays
 from v2meow_jax import bundles
 from v2meow_jax import cascade
 from v2meow_jax import decoding
+from v2meow_jax import decoding_weights
 from v2meow_jax import errors
 from v2meow_jax import fingerprints
 from v2meow_jax import models
@@ -186,7 +187,9 @@ def stage_programs(
 
   def arrange(params):
     return {
-      'weights': decoding.arrange(model.module, params, model.weights_dtype)
+      'weights': decoding_weights.arrange(
+        model.module, params, model.weights_dtype
+      )
     }
 
   def prefill(params, inputs, masks, prompt, first):

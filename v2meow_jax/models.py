@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from v2meow_jax import decoding
+from v2meow_jax import decoding_weights
 from v2meow_jax import guidance as guidance_lib
 from v2meow_jax import losses
 from v2meow_jax import network
@@ -76,16 +77,17 @@ class StageModel:
       top_p: of sampling.
       sample_seed: folded into the key of `predict_batch`, because T5X's
         infer and eval always pass the same one.
-      weights_dtype: how decoding keeps the weights, see `decoding.arrange`.
+      weights_dtype: how decoding keeps the weights, see
+        `decoding_weights.arrange`.
 
     Raises:
       ValueError: a sampling option is out of its range, or there is no such
         `weights_dtype`.
     """
-    if weights_dtype not in decoding.WEIGHTS_DTYPES:
+    if weights_dtype not in decoding_weights.WEIGHTS_DTYPES:
       raise ValueError(
         f'weights_dtype is `{weights_dtype}`, expected one of '
-        f'{", ".join(map(str, decoding.WEIGHTS_DTYPES))}. Set '
+        f'{", ".join(map(str, decoding_weights.WEIGHTS_DTYPES))}. Set '
         'models.StageModel.weights_dtype.'
       )
     if temperature is None:

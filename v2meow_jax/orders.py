@@ -13,8 +13,6 @@ from v2meow_jax import inputs
 from v2meow_jax import outputs
 from v2meow_jax import sidecars
 
-_SEEDS = 2**32
-
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
@@ -97,10 +95,11 @@ def make(
       format = origin.sidecar.kind
   else:
     videos = inputs.find_videos(videos)
-  if controls.seed + samples > _SEEDS:
+  if controls.seed + samples > controls_lib.SEEDS:
     raise errors.UserError(
-      f'{samples} seeds from {controls.seed} on go beyond {_SEEDS - 1}, '
-      'expected smaller ones. Choose others with --seed and --samples.'
+      f'{samples} seeds from {controls.seed} on go beyond '
+      f'{controls_lib.SEEDS - 1}, expected smaller ones. Choose others with '
+      '--seed and --samples.'
     )
   seeds = range(controls.seed, controls.seed + samples)
   pieces = outputs.plan(videos, seeds, out, format)

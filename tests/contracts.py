@@ -72,3 +72,48 @@ def check_embedder(embedder, texts):
   assert between.dtype == np.float32
   np.testing.assert_allclose(between, mix(0.25, 0.75), atol=1e-6)
   assert (between != vectors[:2]).any(axis=1).all()
+
+
+def check_hearing(embedder, atol=1e-5):
+  """Windows, lengths and independence of an `embedders.base.Embedder`."""
+  spec = embedder.spec
+  assert not spec.is_timed
+  assert 0 < embedder.hop_seconds <= embedder.window_seconds
+  window = round(embedder.window_seconds * spec.sample_rate_hz)
+  rng = np.random.default_rng(0)
+  for num_samples in (1, window, window + 1, round(2.5 * window)):
+    waveform = rng.uniform(-0.5, 0.5, (2, num_samples)).astype(np.float32)
+    windows = embedder.embed_windows(waveform)
+    assert windows.shape[::2] == (2, spec.num_features)
+    assert windows.shape[1] >= 1
+    assert windows.dtype == np.float32
+    assert np.isfinite(windows).all()
+    # A clip is heard as it is alone.
+    np.testing.assert_allclose(
+      embedder.embed_windows(waveform[1:]), windows[1:], atol=atol
+    )
+    vectors = embedder.embed_audio(waveform)
+    assert vectors.shape == (2, spec.num_features)
+    assert vectors.dtype == np.float32
+    if embedder.is_unit_length:
+      np.testing.assert_allclose(np.linalg.norm(windows, axis=2), 1, atol=1e-5)
+      np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    else:
+      np.testing.assert_allclose(vectors, windows.mean(1), atol=atol)
+  assert windows.shape[1] >= 2  # a window and a half behind the first
+  # The first window hears nothing of what comes behind it.
+  louder = waveform.copy()
+  louder[:, window + round(0.1 * window) :] *= 0.1
+  again = embedder.embed_windows(louder)
+  np.testing.assert_allclose(again[:, 0], windows[:, 0], atol=atol)
+  assert not np.allclose(again[:, -1], windows[:, -1], atol=atol)
+  silence = embedder.embed_audio(np.zeros((1, window), np.float32))
+  assert np.isfinite(silence).all()
+  if embedder.labels:
+    assert len(embedder.labels) == spec.num_features
+  for bad in (np.full((1, window), np.nan), np.zeros((1, 0)), np.zeros(9)):
+    try:
+      embedder.embed_windows(bad)
+    except ValueError:
+      continue
+    raise AssertionError(f'{bad.shape} was heard')

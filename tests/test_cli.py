@@ -113,7 +113,7 @@ _USAGE = [
   (
     'compose x.mp4',
     'unknown command `compose`, expected one of generate, prepare, train, '
-    'evaluate, export, inspect. See `v2meow --help`.',
+    'evaluate, export, weights, inspect. See `v2meow --help`.',
   ),
   (
     '--fast',

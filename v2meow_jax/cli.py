@@ -1,4 +1,4 @@
-"""The command `v2meow`: generate, prepare, train, evaluate, export, inspect.
+"""The command `v2meow`: generate, prepare, train, evaluate and the others.
 
 A command's own module is imported when the command is called, so that `--help`
 answers at once. Exit status: 0 done, 1 something was wrong with the input or
@@ -26,6 +26,7 @@ _MODULES = {
   'train': ('train', 'train a codec or a stage'),
   'evaluate': ('evaluate', 'measure how music follows its video'),
   'export': ('export_command', 'write a model as StableHLO programs'),
+  'weights': ('weights_command', 'list, check and convert published weights'),
 }
 
 _DESCRIPTION = """\
@@ -37,6 +38,7 @@ commands:
   train      {train}
   evaluate   {evaluate}
   export     {export}
+  weights    {weights}
   inspect    show streams, stages, a model or a dataset
 
 `v2meow COMMAND --help` explains a command.

@@ -7,15 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import soundfile
 
 from v2meow_jax import errors
-from v2meow_jax import hosts
 from v2meow_jax import partitioning
 from v2meow_jax import streams
 from v2meow_jax import trainer
 from v2meow_jax import weights
-from v2meow_jax.codecs import data
 from v2meow_jax.codecs import fit_quantizer
 from v2meow_jax.codecs import losses
 from v2meow_jax.codecs import models
@@ -254,73 +251,3 @@ def test_unknown_phase_is_refused():
 def test_decoder_phase_needs_weights():
   with pytest.raises(ValueError, match='Set CodecModel.initial_weights.'):
     models.CodecModel(NETWORK, 'spectral', 'decoder')
-
-
-@pytest.fixture
-def manifest(tmp_path, rng):
-  """Two short files, of which the second is validation."""
-  for name, value in (('a', 0.1), ('b', 0.2), ('c', 0.3)):
-    samples = np.full((16000, 2), value) * [1, 0]  # stereo
-    soundfile.write(tmp_path / f'{name}.wav', samples, 16000)
-  path = tmp_path / 'audio.csv'
-  path.write_text(
-    'clip_id,file,start_seconds,end_seconds,split\n'
-    'a,a.wav,0.25,1,train\nb,b.wav,0,,validation\nc,c.wav,0,.2,train\n'
-  )
-  return path
-
-
-def test_crops_are_the_files_own_and_resume_exactly(manifest):
-  make = functools.partial(
-    data.CropDataset,
-    [manifest],
-    'spectral',
-    0.4,
-    batch_size=64,
-    seed=1,
-    gain_db=(0.0, 0.0),
-  )
-  crops = make(split='train')
-  batch = next(crops.iterator(0))['waveform']
-  assert batch.shape == (64, 6400)
-  # Means of the two channels: a is whole, c is 0.2 s and then silence.
-  is_a = np.isclose(batch, 0.05, atol=1e-4).all(axis=1)
-  is_c = np.isclose(batch[:, :3200], 0.15, atol=1e-4).all(axis=1)
-  assert (is_a | is_c).all()
-  assert (batch[is_c, 3200:] == 0).all()
-  assert 0.55 < is_a.mean() < 0.95  # by length: 0.75 of 0.95 s
-  later = crops.iterator(0)
-  for _ in range(3):
-    expected = next(later)
-  np.testing.assert_array_equal(
-    expected['waveform'], next(make(split='train').iterator(2))['waveform']
-  )
-  validation = next(make(split='validation').iterator(0))['waveform']
-  np.testing.assert_allclose(validation, 0.1, atol=1e-4)
-
-
-def test_parts_are_those_of_the_whole_batch(manifest):
-  make = functools.partial(
-    data.CropDataset, [manifest], 'spectral', 0.4, 'train', 8, seed=1
-  )
-  whole = make().batch(3)['waveform']
-  assert len({row.tobytes() for row in whole}) == 8
-  for process in range(2):
-    shard = hosts.make_shard(np.array([[0], [1], [1], [0]]), process)
-    part = make(shard=shard).batch(3)['waveform']
-    rows = [[0, 1, 6, 7], [2, 3, 4, 5]][process]
-    np.testing.assert_array_equal(part, whole[rows])
-
-
-def test_crops_name_what_is_wrong(manifest):
-  make = functools.partial(
-    data.CropDataset, [manifest], 'spectral', 0.4, batch_size=2
-  )
-  with pytest.raises(errors.UserError, match='no audio of split `test`'):
-    make(split='test')
-  soundfile.write(manifest.parent / 'a.wav', np.zeros(100), 8000)
-  with pytest.raises(errors.UserError, match='8000 Hz, expected 16000 Hz'):
-    make(split='train')
-  (manifest.parent / 'a.wav').unlink()
-  with pytest.raises(errors.UserError, match='cannot read the audio'):
-    make(split='train')

@@ -5,6 +5,7 @@ import abc
 import numpy as np
 
 from v2meow_jax import streams
+from v2meow_jax import waveforms
 
 Array = np.ndarray
 
@@ -33,21 +34,7 @@ class Tokenizer(abc.ABC):
     Raises:
       ValueError: the waveform has another rank, is empty or is not finite.
     """
-    waveform = np.asarray(waveform, np.float32)
-    if waveform.ndim != 2:
-      raise ValueError(
-        f'Waveform of shape {waveform.shape}, expected [batch, samples]. '
-        'Mix to mono and add the batch dimension.'
-      )
-    if not waveform.shape[1]:
-      raise ValueError(
-        'Waveform of 0 samples, expected at least one. Leave the clip out.'
-      )
-    if not np.isfinite(waveform).all():
-      raise ValueError(
-        'Waveform holds NaN or infinity, expected finite samples in about '
-        '[-1, 1]. Decode the file again or leave the clip out.'
-      )
+    waveform = waveforms.check(waveform)
     tokens = np.stack([self._encode_clip(clip) for clip in waveform])
     return tokens.astype(np.int32)
 

@@ -1,6 +1,6 @@
-"""Batches of random crops of audio files, for training codecs. NumPy only."""
+"""Batches of random crops of audio files, to train what hears. NumPy only."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import os
 
 import numpy as np
@@ -31,6 +31,8 @@ class CropDataset:
     seed: int = 0,
     gain_db: tuple[float, float] = (-9.0, 0.0),
     shard: hosts.Shard | None = None,
+    annotate: Callable[[manifests_lib.Clip], Mapping[str, np.ndarray]]
+    | None = None,
   ):
     """Reads the manifests.
 
@@ -44,6 +46,9 @@ class CropDataset:
       seed: of all random choices.
       gain_db: lowest and highest random gain of a crop.
       shard: the part of each batch to read; all of it by default.
+      annotate: what else a crop brings, from its row of the manifest: arrays
+        by name, such as the tokens of its caption or its labels; of the same
+        shapes for all clips.
 
     Raises:
       ValueError: unknown stream, or seconds are not a whole number of
@@ -56,6 +61,7 @@ class CropDataset:
     self._batch_size = batch_size
     self._seed = seed
     self._gain_db = gain_db
+    self._annotate = annotate or (lambda clip: {})
     self._examples = (shard or hosts.Shard()).examples(batch_size)
     self._cuts = [
       _read_cuts(manifest, split, spec.sample_rate_hz) for manifest in manifests
@@ -66,41 +72,52 @@ class CropDataset:
       self._probabilities.append(lengths / lengths.sum())
 
   def iterator(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Yields `{'waveform': float32 [examples, samples]}` from a step on."""
+    """Yields batches as `batch` returns them, from a step on."""
     step = start_step
     while True:
       yield self.batch(step)
       step += 1
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
-    """Returns our part of batch number `step`, mono in -1..1."""
+    """Returns our part of batch number `step`.
+
+    Returns:
+      `waveform`, float32 `[examples, samples]`, mono in -1..1, and what
+      `annotate` gives of each crop, `[examples, …]`.
+    """
     rng = np.random.default_rng((self._seed, step))
     crops = [self._draw(rng) for _ in range(self._batch_size)]
-    waveform = np.zeros((len(self._examples), self._num_samples), np.float32)
-    for row, example in zip(waveform, self._examples, strict=True):
-      path, first, end, gain = crops[example]
+    crops = [crops[example] for example in self._examples]
+    waveform = np.zeros((len(crops), self._num_samples), np.float32)
+    for row, (clip, first, end, gain) in zip(waveform, crops, strict=True):
       samples, _ = soundfile.read(
-        path, start=first, stop=end, dtype='float32', always_2d=True
+        str(clip.file), start=first, stop=end, dtype='float32', always_2d=True
       )
       row[: len(samples)] = gain * samples.mean(axis=1)
-    return {'waveform': waveform}
+    notes = [self._annotate(clip) for clip, *_ in crops]
+    return {
+      'waveform': waveform,
+      **{name: np.stack([note[name] for note in notes]) for name in notes[0]},
+    }
 
-  def _draw(self, rng: np.random.Generator) -> tuple[str, int, int, float]:
-    """Draws file, first sample, end sample and gain of a crop."""
+  def _draw(
+    self, rng: np.random.Generator
+  ) -> tuple[manifests_lib.Clip, int, int, float]:
+    """Draws clip, first sample, end sample and gain of a crop."""
     manifest = rng.integers(len(self._cuts))
     cuts = self._cuts[manifest]
     pick = rng.choice(len(cuts), p=self._probabilities[manifest])
-    path, start, end = cuts[pick]
+    clip, start, end = cuts[pick]
     latest = max(start, end - self._num_samples)
     first = int(rng.integers(start, latest + 1))
     gain = 10.0 ** (rng.uniform(*self._gain_db) / 20.0)
-    return path, first, min(end, first + self._num_samples), gain
+    return clip, first, min(end, first + self._num_samples), gain
 
 
 def _read_cuts(
   manifest: str | os.PathLike, split: str, sample_rate_hz: int
-) -> list[tuple[str, int, int]]:
-  """Returns `(path, first sample, end sample)` of every clip of the split."""
+) -> list[tuple[manifests_lib.Clip, int, int]]:
+  """Returns `(clip, first sample, end sample)` of every clip of the split."""
   cuts = []
   for clip in manifests_lib.read(manifest):
     if clip.split != split:
@@ -122,7 +139,7 @@ def _read_cuts(
     if clip.end_seconds is not None:
       end = min(end, round(clip.end_seconds * sample_rate_hz))
     if end > start:
-      cuts.append((str(clip.file), start, end))
+      cuts.append((clip, start, end))
   if not cuts:
     raise errors.UserError(
       f'{os.fspath(manifest)}: no audio of split `{split}`, expected at '

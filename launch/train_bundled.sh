@@ -94,7 +94,7 @@ else
 
   step 'semantic tokens'
   if [[ ! -e $tokenizer ]]; then
-    "$python" -m v2meow_jax.tokenizers.kmeans --num_seconds 6000 \
+    "$python" -m v2meow_jax.tokenizers.fit --start_seconds 6000 \
       --manifest "$manifest" --out "$tokenizer"
   fi
 fi

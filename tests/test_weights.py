@@ -38,6 +38,7 @@ def test_round_trip_keeps_names_values_and_dtypes(tmp_path, tree):
   assert jax.tree.structure(loaded) == jax.tree.structure(tree)
   for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(loaded)):
     assert a.dtype == b.dtype
+    assert a.shape == b.shape
     np.testing.assert_array_equal(a, b)
   assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors']
 

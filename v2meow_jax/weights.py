@@ -183,8 +183,12 @@ def save_params(
       name: value.astype(to) if value.dtype.kind in 'fV' else value
       for name, value in flat.items()
     }
-  # safetensors writes the buffer as it lies in memory.
-  flat = {name: np.ascontiguousarray(value) for name, value in flat.items()}
+  # safetensors writes the buffer as it lies in memory. NumPy makes a scalar an
+  # array of one on the way.
+  flat = {
+    name: np.ascontiguousarray(value).reshape(value.shape)
+    for name, value in flat.items()
+  }
   temporary = f'{os.fspath(path)}.partial'
   safetensors.numpy.save_file(flat, temporary)
   os.replace(temporary, path)

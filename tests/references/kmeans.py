@@ -27,3 +27,14 @@ def step(points, centres):
       for k, centre in enumerate(centres)
     ]
   )
+
+
+def minibatch(centres, counts, batches):
+  """Sculley's mini-batch k-means: each point moves its centre by 1 / count."""
+  centres, counts = np.array(centres, np.float64), np.array(counts, np.float64)
+  for batch in batches:
+    codes = assign(batch, centres)  # of the whole batch, before it moves any
+    for point, code in zip(batch, codes):
+      counts[code] += 1
+      centres[code] += (point - centres[code]) / counts[code]
+  return centres, counts

@@ -1,15 +1,11 @@
 """K-means against a NumPy reference and against known clusters."""
 
-import wave
-
 import jax
 import numpy as np
 import pytest
 
 from tests.references import kmeans as reference
-from v2meow_jax import weights
 from v2meow_jax.tokenizers import kmeans
-from v2meow_jax.tokenizers import spectral
 
 
 def _blobs(rng, num_clusters, num_points, spread):
@@ -119,28 +115,3 @@ def test_too_few_points():
 def test_points_that_are_not_finite():
   with pytest.raises(ValueError, match='NaN or infinity'):
     kmeans.fit(np.full((4, 2), np.nan), 2)
-
-
-def test_the_command_fits_the_bundled_tokenizer(tmp_path, rng, capsys):
-  rows = ['file,split']
-  for i in range(3):
-    samples = (3000 * rng.standard_normal(16000 * 10)).astype('<i2')
-    # Notes of random loudness: 512 clusters want points that differ.
-    samples[::4000] *= 3
-    with wave.open(str(tmp_path / f'{i}.wav'), 'wb') as f:
-      f.setnchannels(1)
-      f.setsampwidth(2)
-      f.setframerate(16000)
-      f.writeframes(samples.tobytes())
-    rows.append(f'{i}.wav,train')
-  rows.append('missing.wav,test')
-  (tmp_path / 'm.csv').write_text('\n'.join(rows))
-  argv = [f'--manifest={tmp_path / "m.csv"}']
-  out = tmp_path / 'tokenizer.safetensors'
-  assert kmeans.main([*argv, f'--out={out}']) == 0
-  assert capsys.readouterr().out == f'{out}\n'
-  params = weights.load_params(out)
-  tokens = spectral.Spectral(params).encode(rng.standard_normal((1, 16000)))
-  assert tokens.shape == (1, 25, 1)
-  assert kmeans.main([*argv, f'--out={out}', '--num_seconds=5']) == 1
-  assert 'at least 512 points' in capsys.readouterr().err

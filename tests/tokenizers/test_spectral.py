@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from tests import contracts
+from v2meow_jax import errors
+from v2meow_jax.tokenizers import kmeans
 from v2meow_jax.tokenizers import spectral
 
 RATE = 16000
@@ -16,14 +18,13 @@ def _tone(midi, seconds, gain=0.3):
   return (gain * np.sin(2 * np.pi * hz * time)).astype('f4')
 
 
-def _params(rng, waveform, num_codes=512):
+def _params(rng, waveform):
   """A tokenizer fit to a short recording with noise on its features."""
-  clips = []
-  for _ in range(8):
-    clip = spectral.features(waveform)
-    noisy = lambda x: x + 0.3 * rng.standard_normal(x.shape).astype('f4')
-    clips.append({k: noisy(v) for k, v in clip.items()})
-  return spectral.fit(clips, num_codes=num_codes)
+  points = np.tile(spectral.Spectral({}).features(waveform), (8, 1))
+  points += 0.3 * rng.standard_normal(points.shape).astype('f4')
+  mean, scale = spectral.Spectral({}).standardise(points)
+  fit = kmeans.fit((points - mean) * scale, 512)
+  return {'mean': mean, 'scale': scale, 'centres': fit.centres}
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +36,7 @@ def waveform():
 
 @pytest.fixture(scope='module')
 def params(waveform):
-  return _params(np.random.default_rng(0), waveform)[0]
+  return _params(np.random.default_rng(0), waveform)
 
 
 @pytest.mark.parametrize('midi', range(54, 66))
@@ -148,14 +149,13 @@ def test_a_group_counts_as_much_as_its_weight(rng):
   clip = {k: rng.standard_normal((900, n)) for k, n in sizes.items()}
   # Neither units nor the number of features of a group matter.
   scaled = {k: (i + 1) * 7 * v for i, (k, v) in enumerate(clip.items())}
-  weights = {'chord': 2, 'bass': 1, 'onset': 3, 'loudness': 0.5, 'timbre': 1}
-  params, _ = spectral.fit([scaled], weights, num_codes=16)
   points = np.concatenate(list(scaled.values()), 1)
-  spread = ((points - params['mean']) * params['scale']).var(0)
+  mean, scale = spectral.Spectral({}).standardise(points)
+  spread = ((points - mean) * scale).var(0)
   first = 0
   for name, size in sizes.items():
     share = spread[first : first + size].sum()
-    assert share == pytest.approx(weights[name] ** 2, rel=0.01), name
+    assert share == pytest.approx(spectral.WEIGHTS[name] ** 2, rel=0.01), name
     first += size
 
 
@@ -180,5 +180,5 @@ def test_bad_waveforms(params, bad, message):
 
 
 def test_parameters_of_another_tokenizer(params):
-  with pytest.raises(ValueError, match='Fit it again'):
+  with pytest.raises(errors.UserError, match='Fit it again'):
     spectral.Spectral({**params, 'centres': params['centres'][:100]})

@@ -3,16 +3,11 @@
 `fit` starts from k-means++ (Arthur and Vassilvitskii, 2007) and runs Lloyd's
 steps over all points in blocks; a centre that no point is nearest to moves to
 one of the points farthest from their own centres.
-
-`python -m v2meow_jax.tokenizers.kmeans --manifest M.csv --out T.safetensors`
-fits the bundled semantic tokenizer to the training split of a manifest.
 """
 
-import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +37,7 @@ class Fit:
   num_steps: int
 
 
-def _nearest(points, centres):
+def nearest(points, centres):
   """Index of the nearest centre and the squared distance to it."""
   # |p - c|^2 = |p|^2 - 2 p.c + |c|^2; the first term changes no argmin.
   scores = jnp.sum(centres**2, axis=1) - 2 * jnp.matmul(
@@ -66,7 +61,7 @@ def _blocks(points, xp=np):
 
 @jax.jit
 def _assign_blocks(blocks, centres):
-  return jax.lax.map(lambda block: _nearest(block, centres), blocks)
+  return jax.lax.map(lambda block: nearest(block, centres), blocks)
 
 
 def assign(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -121,7 +116,7 @@ def _lloyd(blocks, weights, centres):
   def block_sums(carry, block):
     sums, counts, inertia = carry
     points, weight = block
-    codes, distance = _nearest(points, centres)
+    codes, distance = nearest(points, centres)
     distance = distance * weight
     sums = sums.at[codes].add(points * weight[:, None])
     counts = counts.at[codes].add(weight)
@@ -223,76 +218,3 @@ def fit(
   distance = np.asarray(distance).ravel()[: len(points)]
   used = len(np.unique(codes)) / num_clusters
   return Fit(centres, float(distance.mean()), used, step)
-
-
-def main(argv: Sequence[str]) -> int:
-  """Fits the semantic tokenizer; returns the exit status."""
-  # The command alone needs these; they import this module.
-  from absl import logging
-
-  from v2meow_jax import errors
-  from v2meow_jax import manifests
-  from v2meow_jax import sources
-  from v2meow_jax import weights
-  from v2meow_jax.tokenizers import spectral
-
-  parser = argparse.ArgumentParser(
-    prog='python -m v2meow_jax.tokenizers.kmeans',
-    description='Fits the semantic tokenizer `spectral_semantic`. Prints the '
-    'path of its weights.',
-    allow_abbrev=False,
-  )
-  add = parser.add_argument
-  add('--manifest', required=True, help='CSV file; its train split is used')
-  add('--out', metavar='PATH', required=True, help='safetensors file to write')
-  add(
-    '--num_seconds',
-    type=float,
-    default=4800.0,
-    help='stop reading after so much sound (default: %(default)g)',
-  )
-  add('--seed', type=int, default=0, help='of the fit (default: %(default)s)')
-  args = parser.parse_args(argv)
-  logging.set_verbosity(logging.INFO)
-  try:
-    clips = [c for c in manifests.read(args.manifest) if c.split == 'train']
-    if not clips:
-      raise errors.UserError(
-        f'{args.manifest}: no clips of split `train`, expected at least one. '
-        'Check the column split.'
-      )
-    order = np.random.default_rng(args.seed).permutation(len(clips))
-    features, seconds = [], 0.0
-    for number, index in enumerate(order, 1):
-      source = sources.FileSource(clips[index])
-      waveform = source.sound(spectral.Spectral.spec.sample_rate_hz)
-      features.append(spectral.features(waveform))
-      seconds += len(waveform) / spectral.Spectral.spec.sample_rate_hz
-      logging.log_every_n_seconds(
-          logging.INFO, 'Read %d/%d clips, %.0f s.', 10, number, len(clips),
-          seconds,
-      )  # fmt: skip
-      if seconds >= args.num_seconds:
-        break
-    params, found = spectral.fit(
-      features,
-      seed=args.seed,
-      progress=lambda step, inertia: logging.log_every_n_seconds(
-        logging.INFO, 'Step %d, mean distance %.5f.', 10, step, inertia
-      ),
-    )
-    weights.save_params(args.out, params)
-  except (errors.UserError, ValueError, OSError) as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    return 1
-  logging.info(
-      '%.0f s of %d clips, %d steps, mean distance %.5f, %.1f %% of %d '
-      'clusters used.', seconds, len(features), found.num_steps, found.inertia,
-      100 * found.used, len(found.centres),
-  )  # fmt: skip
-  print(args.out)
-  return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))

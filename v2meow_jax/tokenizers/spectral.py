@@ -22,7 +22,6 @@ Everything but the assignment is NumPy: over 200 times faster than real time
 on one core.
 """
 
-from collections.abc import Callable, Mapping
 import functools
 
 import numpy as np
@@ -30,7 +29,6 @@ import scipy  # loads its parts where they are used: a second in all
 
 from v2meow_jax import streams
 from v2meow_jax.tokenizers import base
-from v2meow_jax.tokenizers import kmeans
 
 Array = np.ndarray
 
@@ -55,6 +53,13 @@ _STEPS = 4  # mel frames a token
 _RISE_STEPS = 2
 _ONSET_EDGES = (150.0, 2500.0)  # Hz between kick, middle and cymbals
 _NUM_CEPSTRA = 8
+_WIDTHS = {
+  'chord': 12,
+  'bass': 12,
+  'onset': len(_ONSET_EDGES) + 1,
+  'loudness': 1,
+  'timbre': _NUM_CEPSTRA,
+}
 _CHROMA_WIDTH = 9  # tokens
 _TIMBRE_WIDTH = 5
 _UNIT_FLOOR = 0.02  # chroma of quieter frames shrinks to zero
@@ -184,79 +189,26 @@ def features(waveform: Array) -> dict[str, Array]:
   }
 
 
-def fit(
-  clips: list[dict[str, Array]],
-  weights: Mapping[str, float] = WEIGHTS,
-  num_codes: int = _SPEC.num_codes,
-  num_points: int = 150_000,
-  seed: int = 0,
-  progress: Callable[[int, float], None] | None = None,
-) -> tuple[dict[str, Array], kmeans.Fit]:
-  """Fits the tokenizer to the features of clips.
-
-  Args:
-    clips: what `features` gave for each clip.
-    weights: weight of each group.
-    num_codes: clusters.
-    num_points: positions used, drawn from all.
-    seed: of the draw and of the start.
-    progress: see `kmeans.fit`.
-
-  Returns:
-    Parameters of `Spectral` and the fit.
-
-  Raises:
-    ValueError: fewer positions than codes.
-  """
-  means, scales = [], []
-  for group, weight in weights.items():
-    points = np.concatenate([clip[group] for clip in clips])
-    means.append(points.mean(0))
-    # Bands differ in loudness by nature, each gets its own deviation; pitch
-    # classes and cepstra are one thing each and keep their proportions.
-    deviation = points.std(0)
-    if group != 'onset':
-      deviation = np.full_like(deviation, deviation.mean())
-    scales.append(weight / (deviation + 1e-6) / np.sqrt(points.shape[1]))
-  mean, scale = np.concatenate(means), np.concatenate(scales)
-  points = np.concatenate(
-    [np.concatenate([clip[g] for g in weights], 1) for clip in clips]
-  )
-  order = np.random.default_rng(seed).permutation(len(points))[:num_points]
-  found = kmeans.fit(
-    (points[order] - mean) * scale, num_codes, seed=seed, progress=progress
-  )
-  params = {'mean': mean, 'scale': scale, 'centres': found.centres}
-  return {k: v.astype(np.float32) for k, v in params.items()}, found
-
-
-class Spectral(base.Tokenizer):
-  """Semantic tokens at 25 Hz from spectral features.
-
-  Attributes:
-    params: float32 `mean` and `scale` `[features]` and `centres`
-      `[codes, features]`, as `fit` returns them.
-  """
+class Spectral(base.ClusterTokenizer):
+  """Semantic tokens at 25 Hz from spectral features."""
 
   spec = _SPEC
+  num_features = sum(_WIDTHS.values())
 
-  def __init__(self, params: Mapping[str, Array]):
-    self.params = {k: np.asarray(v, np.float32) for k, v in params.items()}
-    num_features = 12 + 12 + 3 + 1 + _NUM_CEPSTRA
-    expected = {
-      'mean': (num_features,),
-      'scale': (num_features,),
-      'centres': (self.spec.num_codes, num_features),
-    }
-    shapes = {k: v.shape for k, v in self.params.items()}
-    if shapes != expected:
-      raise ValueError(
-        f'Parameters of tokenizer `{self.spec.name}` are {shapes}, expected '
-        f'{expected}. Fit it again or choose other weights.'
-      )
+  def features(self, waveform: Array) -> Array:
+    """See `base.ClusterTokenizer`: the groups side by side."""
+    return np.concatenate([*features(waveform).values()], axis=1)
 
-  def _encode_clip(self, waveform: Array) -> Array:
-    points = np.concatenate([*features(waveform).values()], axis=1)
-    points = (points - self.params['mean']) * self.params['scale']
-    # [time] -> [time, levels]
-    return kmeans.assign(points, self.params['centres'])[:, None]
+  def standardise(self, points: Array) -> tuple[Array, Array]:
+    """See `base.ClusterTokenizer`; each group has its weight in all."""
+    deviations = points.std(0)
+    scales, first = [], 0
+    for group, width in _WIDTHS.items():
+      deviation = deviations[first : first + width]
+      # Bands differ in loudness by nature, each gets its own deviation; pitch
+      # classes and cepstra are one thing each and keep their proportions.
+      if group != 'onset':
+        deviation = np.full_like(deviation, deviation.mean())
+      scales.append(WEIGHTS[group] / (deviation + 1e-6) / np.sqrt(width))
+      first += width
+    return points.mean(0), np.concatenate(scales)

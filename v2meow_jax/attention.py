@@ -3,8 +3,8 @@
 Parameter names, shapes and logical axis names are T5X's, as in layers.py. What
 differs is how it is computed: causal attention leaves out blocks of keys that
 no query of the block may see, and has a gradient of its own; attention of many
-positions (`BlockedBias`) never stores the weights of all pairs; and a TPU may
-compute it in one kernel (fused_attention.py).
+positions (`BlockedBias`) never stores the weights of all pairs; and a TPU or a
+GPU may compute it in kernels (fused_attention.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -221,7 +221,7 @@ class Attention(nn.Module):
     dtype: dtype of the computation.
     dropout_rate: dropout of the attention weights, shared by all queries.
     float32_logits: whether to compute the logits in float32.
-    fused: whether a TPU computes it in one kernel.
+    fused: whether a TPU or an NVIDIA GPU computes it in kernels.
   """
 
   num_heads: int

@@ -1,44 +1,68 @@
-"""Attention in one kernel where the platform has it, and under any mesh."""
+"""Attention in kernels where the platform has them, and under any mesh."""
 
 import math
+import types
 
 from flax import linen as nn
 import jax
 from jax import lax
 
 from v2meow_jax import attention
-from v2meow_jax import attention_kernels
+from v2meow_jax.attention_kernels import base
+from v2meow_jax.attention_kernels import gpu
+from v2meow_jax.attention_kernels import tpu
 
 Array = jax.Array
+
+# Kernels of each platform that has any; each says by `fits` what they take.
+_KERNELS = {'cuda': gpu, 'tpu': tpu}
+
+
+def _kernels(*inputs: Array) -> dict[str, types.ModuleType]:
+  """Kernels that take these, by platform."""
+  return {
+    platform: kernels
+    for platform, kernels in _KERNELS.items()
+    if kernels.fits(*inputs)
+  }
 
 
 @jax.custom_vjp
 def _on_device(query, key, value, bias, padding):
-  return lax.platform_dependent(
-    query,
-    key,
-    value,
-    bias,
-    padding,
-    tpu=attention_kernels.forward,
-    default=attention.dot_product_attention,
-  )
+  return _on_device_forward(query, key, value, bias, padding)[0]
 
 
 def _on_device_forward(*inputs):
-  return _on_device(*inputs), inputs
-
-
-def _on_device_backward(inputs, gradient):
-  gradients = lax.platform_dependent(
+  outputs = lax.platform_dependent(
     *inputs,
+    default=_forward,
+    **{name: x.forward for name, x in _kernels(*inputs).items()},
+  )
+  return outputs[0], (*inputs, *outputs)
+
+
+def _on_device_backward(residuals, gradient):
+  inputs = residuals[:5]
+  gradients = lax.platform_dependent(
+    *residuals,
     gradient,
-    tpu=attention_kernels.backward,
-    default=lambda *x: attention._attention_backward(
-      attention._attention_forward(*x[:5])[1], x[5]
-    )[:4],
+    default=_backward,
+    **{name: x.backward for name, x in _kernels(*inputs).items()},
   )
   return *gradients, inputs[-1] * 0
+
+
+def _forward(*inputs):
+  """As `forward` of the kernels."""
+  output = attention.dot_product_attention(*inputs)
+  return output, base.no_statistics(inputs[0])
+
+
+def _backward(query, key, value, bias, padding, output, statistics, gradient):
+  """As `backward` of the kernels."""
+  del output, statistics
+  residuals = attention._attention_forward(query, key, value, bias, padding)[1]
+  return attention._attention_backward(residuals, gradient)[:4]
 
 
 _on_device.defvjp(_on_device_forward, _on_device_backward)
@@ -47,11 +71,11 @@ _on_device.defvjp(_on_device_forward, _on_device_backward)
 def dot_product_attention(
   query: Array, key: Array, value: Array, bias: Array, padding: Array
 ) -> Array:
-  """`attention.dot_product_attention`, on a TPU as one kernel on each device.
+  """`attention.dot_product_attention`, on TPUs and NVIDIA GPUs in kernels.
 
   XLA does not know how to cut a kernel: under a mesh each device gets its
-  examples and heads. Elsewhere than on a TPU, and where a head's bias is too
-  large for the chip's memory, it is computed as it is written out.
+  examples and heads. On other platforms, and where a platform's kernels do not
+  take the sizes (`fits`), it is computed as it is written out.
 
   Args:
     query: see `attention.dot_product_attention`.
@@ -63,7 +87,7 @@ def dot_product_attention(
   Returns:
     As there.
   """
-  if not attention_kernels.fits(*bias.shape[1:]):
+  if not _kernels(query, key, value, bias, padding):
     return attention.dot_product_attention(query, key, value, bias, padding)
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:

@@ -82,10 +82,11 @@ class Config:
       blocks leave out more of the masked half, larger ones make larger products
       and fewer of them: 128 is best on a CPU, 512 takes the compiler of TPUs a
       quarter of the time.
-    fused_attention: whether a TPU computes attention in one kernel, that of the
-      inputs in blocks (`input_block_queries`) apart; see docs/scaling.md.
-      Elsewhere it changes nothing but that the backward pass computes the
-      weights again.
+    fused_attention: whether a TPU or an NVIDIA GPU (A100 or later) computes
+      attention in kernels, that of the inputs in blocks (`input_block_queries`)
+      apart; see docs/scaling.md. Elsewhere, and where no kernel takes the
+      sizes, it changes nothing but that the backward pass computes the weights
+      again.
   """
 
   embed_dim: int = 512

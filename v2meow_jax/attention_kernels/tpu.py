@@ -13,10 +13,11 @@ which the batch adds up.
 import functools
 
 import jax
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
+
+from v2meow_jax.attention_kernels import base
 
 Array = jax.Array
 
@@ -32,9 +33,12 @@ _BYTES_PER_PAIR = 2 * (4 + 4)
 _MOST_BYTES = 48 * 2**20
 
 
-def fits(num_queries: int, num_keys: int) -> bool:
-  """Whether the kernels take a bias of this size."""
-  return _pair_bytes(num_queries, num_keys) <= _MOST_BYTES
+def fits(
+  query: Array, key: Array, value: Array, bias: Array, padding: Array
+) -> bool:
+  """Whether the kernels take these: a head's bias must fit the chip."""
+  del query, key, value, padding
+  return _pair_bytes(*bias.shape[1:]) <= _MOST_BYTES
 
 
 def _pair_bytes(num_queries: int, num_keys: int) -> int:
@@ -58,8 +62,8 @@ def forward(
   bias: Array,
   padding: Array,
   interpret: bool = False,
-) -> Array:
-  """Output of `attention.dot_product_attention`.
+) -> tuple[Array, Array]:
+  """Output of `attention.dot_product_attention`, and no statistics.
 
   Args:
     query: `[batch, heads, queries, depth]`.
@@ -70,7 +74,8 @@ def forward(
     interpret: whether to compute as the kernel would, on any platform.
 
   Returns:
-    `[batch, heads, queries, depth]`, dtype as `value`.
+    `[batch, heads, queries, depth]`, dtype as `value`; and
+    `base.no_statistics`.
   """
   num_queries = query.shape[2]
   arrays = _fill_tiles(query, key, value, bias, padding)
@@ -86,7 +91,7 @@ def forward(
     cost_estimate=blocks.costs(2, arrays),
     interpret=interpret,
   )(*arrays)
-  return output[:, :, :num_queries]
+  return output[:, :, :num_queries], base.no_statistics(query)
 
 
 def backward(
@@ -95,6 +100,8 @@ def backward(
   value: Array,
   bias: Array,
   padding: Array,
+  output: Array,
+  statistics: Array,
   gradient: Array,
   interpret: bool = False,
 ) -> tuple[Array, Array, Array, Array]:
@@ -106,12 +113,15 @@ def backward(
     value: see `forward`.
     bias: see `forward`.
     padding: see `forward`.
+    output: of `forward`; made again here.
+    statistics: of `forward`.
     gradient: of the output, as that.
     interpret: see `forward`.
 
   Returns:
     One like each of `query`, `key`, `value` and `bias`.
   """
+  del output, statistics
   num_queries, num_keys = query.shape[2], key.shape[2]
   arrays = _fill_tiles(query, key, value, bias, padding)
   blocks = _Blocks(*arrays[:2])
@@ -198,18 +208,6 @@ class _Blocks:
     )
 
 
-def _product(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
-  """Sum over an axis of each, in float32."""
-  exact = a.dtype == b.dtype == jnp.float32
-  return lax.dot_general(
-    a,
-    b,
-    (((a_axis,), (b_axis,)), ((), ())),
-    precision=lax.Precision.HIGHEST if exact else None,
-    preferred_element_type=jnp.float32,
-  )
-
-
 def _own_rows(query_ref):
   """The place of this step's queries among all."""
   rows = query_ref.shape[0]
@@ -218,7 +216,7 @@ def _own_rows(query_ref):
 
 def _weights(query_ref, key_ref, bias_ref, padding_ref):
   """Weights before they are normalised, and their sum: float32."""
-  logits = _product(query_ref[...], key_ref[...], 1, 1)  # [rows, keys]
+  logits = base.product(query_ref[...], key_ref[...], 1, 1)  # [rows, keys]
   logits += bias_ref[_own_rows(query_ref)].astype(jnp.float32)
   logits += padding_ref[...]
   weights = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
@@ -229,7 +227,7 @@ def _forward_kernel(
   query_ref, key_ref, value_ref, bias_ref, padding_ref, output_ref
 ):
   weights, total = _weights(query_ref, key_ref, bias_ref, padding_ref)
-  output = _product(weights.astype(value_ref.dtype), value_ref[...], 1, 0)
+  output = base.product(weights.astype(value_ref.dtype), value_ref[...], 1, 0)
   output_ref[...] = (output / total).astype(output_ref.dtype)
 
 
@@ -249,20 +247,20 @@ def _backward_kernel(
 ):
   weights, total = _weights(query_ref, key_ref, bias_ref, padding_ref)
   weights /= total
-  d_weights = _product(gradient_ref[...], value_ref[...], 1, 1)
+  d_weights = base.product(gradient_ref[...], value_ref[...], 1, 1)
   mean = jnp.sum(weights * d_weights, axis=1, keepdims=True)
   d_logits = weights * (d_weights - mean)
   _add(
     d_bias_ref, _own_rows(query_ref), d_logits, is_first=pl.program_id(1) == 0
   )
   d_logits = d_logits.astype(query_ref.dtype)
-  d_query = _product(d_logits, key_ref[...], 1, 0)
+  d_query = base.product(d_logits, key_ref[...], 1, 0)
   d_query_ref[...] = d_query.astype(d_query_ref.dtype)
 
   weights = weights.astype(value_ref.dtype)
   add = functools.partial(_add, rows=..., is_first=pl.program_id(2) == 0)
-  add(key_sum_ref, value=_product(d_logits, query_ref[...], 0, 0))
-  add(value_sum_ref, value=_product(weights, gradient_ref[...], 0, 0))
+  add(key_sum_ref, value=base.product(d_logits, query_ref[...], 0, 0))
+  add(value_sum_ref, value=base.product(weights, gradient_ref[...], 0, 0))
 
   @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
   def _():

@@ -1,6 +1,7 @@
 """What every extractor, codec, tokenizer, embedder and metric must satisfy."""
 
 import numpy as np
+import pytest
 
 
 def check_codec(codec):
@@ -22,6 +23,20 @@ def check_codec(codec):
     np.testing.assert_array_equal(codec.encode(padded), codes)
     # A clip is coded as it is alone.
     np.testing.assert_array_equal(codec.encode(waveform[1:]), codes[1:])
+  check_encode_chunks(codec, rng)
+  for bad, message in (
+    (waveform[0], r'of shape \(\d+,\), expected \[batch, samples\]'),
+    (waveform[:, :0], 'with at least one sample'),
+    (waveform[..., None].repeat(8, 2), 'Mix to mono and add the batch axis'),
+    (np.where(waveform > 0.4, np.nan, waveform), 'NaN or infinity'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      codec.encode(bad)
+  silence = np.zeros((1, spec.hop), np.float32)
+  assert np.isfinite(codec.decode(codec.encode(silence))).all()
+  assert codec.decode(codes[:, :0]).shape == (2, 0)
+  with pytest.raises(ValueError, match='expected whole numbers'):
+    codec.decode(codes / 2)
   for levels in (1, spec.num_levels // 2, spec.num_levels):
     decoded = np.asarray(codec.decode(codes[..., :levels]))
     assert decoded.shape == (2, length * spec.hop)
@@ -34,6 +49,29 @@ def check_codec(codec):
   # Every level is heard.
   fewer = np.asarray(codec.decode(codes[..., : spec.num_levels - 1]))
   assert not np.allclose(fewer, decoded, atol=1e-6)
+
+
+def check_encode_chunks(codec, rng):
+  """Codes of a clip do not depend on how it comes."""
+  # Longer than what is computed at once, and no whole number of positions.
+  waveform = rng.uniform(-0.5, 0.5, (2, 230 * codec.hop + 7)).astype('f4')
+  ends = codec.hop * np.array([0, 1, 103, 200]) + np.array([0, 3, 0, 1])
+  pieces = list(codec.encode_chunks(np.split(waveform, ends, axis=1)))
+  assert len(pieces) > 1
+  assert {piece.dtype for piece in pieces} == {np.dtype(np.int32)}
+  np.testing.assert_array_equal(
+    np.concatenate(pieces, 1), codec.encode(waveform)
+  )
+  # What is far behind changes nothing, what is there does.
+  other = waveform.copy()
+  other[:, 150 * codec.hop :] = 0
+  codes = [np.asarray(codec.encode(w)) for w in (waveform, other)]
+  np.testing.assert_array_equal(codes[0][:, :100], codes[1][:, :100])
+  assert (codes[0][:, 151:] != codes[1][:, 151:]).any()
+  assert list(codec.encode_chunks([])) == []
+  waveform[0, -1] = np.nan
+  with pytest.raises(ValueError, match='NaN or infinity'):
+    list(codec.encode_chunks(np.split(waveform, ends, axis=1)))
 
 
 def check_tokenizer(tokenizer):

@@ -2,6 +2,7 @@
 
   python -m tests.side_by_side decode [--batch 1 8] [--steps 250 2000]
   python -m tests.side_by_side train [--rounds 15]
+  python -m tests.side_by_side codec [--codec dac encodec] [--seconds 30]
 
 Prints one JSON line for each pair: the medians of both over all rounds but the
 first, which compiles, in wall and in CPU time, and how many times as fast this
@@ -14,6 +15,7 @@ from collections.abc import Callable
 import functools
 import importlib.util
 import json
+import pathlib
 import statistics
 import sys
 import time
@@ -246,6 +248,74 @@ def train_t5x() -> Run:
   return run
 
 
+def codec_runs(name: str, seconds: float, batch: int) -> dict:
+  """Pairs of runs, ours and transformers', of one codec at full size.
+
+  Args:
+    name: 'dac' or 'encodec'.
+    seconds: of each clip of noise.
+    batch: clips at once.
+
+  Returns:
+    `(ours, theirs)` by what they do: 'encode' and 'decode'.
+  """
+  import tempfile
+
+  import torch
+
+  from tests.golden import codecs as golden
+  from v2meow_jax import codec_speed
+  from v2meow_jax import pretrained
+
+  dimensions = {
+    'dac': dict(downsampling_ratios=[2, 4, 5, 8], n_codebooks=12),
+    'encodec': {},
+  }[name]
+  model, arrays = golden.make_model(name, **dimensions)
+  row = {'dac': 'dac_16khz', 'encodec': 'encodec_24khz'}[name]
+  with tempfile.TemporaryDirectory() as folder:
+    config = model.config.to_dict()
+    golden.write_folder(pathlib.Path(folder), config, arrays)
+    codec = codec_speed.CODECS[name](pretrained.load(row, folder))
+  rng = np.random.default_rng(0)
+  shape = (batch, round(seconds * codec.sample_rate_hz / codec.hop) * codec.hop)
+  waveform = (0.3 * rng.standard_normal(shape)).astype(np.float32)
+  codes, decoded = golden.compute(model, waveform)
+  # The same work, or no comparison.
+  ours = np.asarray(codec.encode(waveform))
+  sound = np.asarray(codec.decode(codes))[:, : decoded.shape[1]]
+  error = np.abs(sound - decoded).max() / np.abs(decoded).max()
+  share = np.mean(ours == codes)
+  print(
+    f'{name}: {share:.6f} of the codes are equal; largest difference of the '
+    f'waveforms {error:.2g} of the largest sample',
+    file=sys.stderr,
+  )
+  if share < 0.99 or error > 1e-4:
+    raise ValueError(f'{name}: {share} of the codes, waveforms off by {error}')
+  sound, tokens = torch.tensor(waveform)[:, None], torch.tensor(codes)
+  tokens = tokens.swapaxes(1, 2).long()
+
+  def encode():
+    with torch.inference_mode():
+      if name == 'dac':
+        model.encode(sound)
+      else:
+        model.encode(sound, bandwidth=6.0)
+
+  def decode():
+    with torch.inference_mode():
+      if name == 'dac':
+        model.decode(audio_codes=tokens)
+      else:
+        model.decode(tokens[None], [None])
+
+  return {
+    'encode': (lambda: np.asarray(codec.encode(waveform)), encode),
+    'decode': (lambda: np.asarray(codec.decode(codes)), decode),
+  }
+
+
 def in_turn(runs: dict[str, Run], rounds: int) -> dict[str, dict[str, float]]:
   """Runs each in turn; median wall and CPU seconds of all but the first."""
   taken = {name: {'wall': [], 'cpu': []} for name in runs}
@@ -298,9 +368,11 @@ def is_there(rival: str) -> bool:
 def main(argv: list[str]) -> int:
   """Runs the comparisons of a command; 1 where there is nobody to compare."""
   parser = argparse.ArgumentParser(prog='python -m tests.side_by_side')
-  parser.add_argument('what', choices=('decode', 'train'))
+  parser.add_argument('what', choices=('decode', 'train', 'codec'))
   parser.add_argument('--batch', type=int, nargs='+', default=[1, 8])
   parser.add_argument('--steps', type=int, nargs='+', default=[250, 2000])
+  parser.add_argument('--codec', nargs='+', default=['dac', 'encodec'])
+  parser.add_argument('--seconds', type=float, default=30.0, help='of codec')
   parser.add_argument('--rounds', type=int, help='default: 5, train: 15')
   parser.add_argument(
     '--torch_threads',
@@ -313,8 +385,10 @@ def main(argv: list[str]) -> int:
   rivals = args.rival or ['t5x', 't5', 'gpt2']
   if args.what == 'train':
     rivals = ['t5x']
+  elif args.what == 'codec':
+    rivals = ['transformers']
   rivals = [rival for rival in rivals if is_there(rival)]
-  if args.torch_threads and {'t5', 'gpt2'} & set(rivals):
+  if args.torch_threads and {'t5', 'gpt2', 'transformers'} & set(rivals):
     import torch
 
     torch.set_num_threads(args.torch_threads)
@@ -322,6 +396,14 @@ def main(argv: list[str]) -> int:
     if args.what == 'train':
       what = {'what': 'train', 'batch': TRAIN_BATCH}
       report(what, train_ours(), rival, train_t5x(), args.rounds or 15)
+      continue
+    if args.what == 'codec':
+      for codec in args.codec:
+        pairs = codec_runs(codec, args.seconds, args.batch[0])
+        for run, (ours, theirs) in pairs.items():
+          what = {'what': run, 'codec': codec, 'seconds': args.seconds}
+          what['batch'] = args.batch[0]
+          report(what, ours, rival, theirs, args.rounds or 5)
       continue
     make = {'t5x': decode_t5x, 't5': decode_t5, 'gpt2': decode_gpt2}[rival]
     arch = 'decoder_only' if rival == 'gpt2' else 'encoder_decoder'

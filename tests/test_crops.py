@@ -1,6 +1,7 @@
 """Crops of audio files: a batch is a function of its number."""
 
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -76,7 +77,18 @@ def test_crops_name_what_is_wrong(manifest):
   soundfile.write(manifest.parent / 'a.wav', np.zeros(100), 8000)
   with pytest.raises(errors.UserError, match='8000 Hz, expected 16000 Hz'):
     make(split='train')
-  (manifest.parent / 'a.wav').unlink()
+  sound = np.zeros(16000, np.float32)
+  sound[9000] = np.nan
+  path = manifest.parent / 'a.wav'
+  soundfile.write(path, sound, 16000, subtype='FLOAT')
+  with pytest.raises(errors.UserError) as error:
+    make(split='train').batch(0)
+  assert re.fullmatch(
+    rf'{path}: samples \d+ to \d+ hold NaN or infinity, expected numbers. '
+    'Repair the file or take it out of the manifest.',
+    str(error.value),
+  )
+  path.unlink()
   with pytest.raises(errors.UserError, match='cannot read the audio'):
     make(split='train')
 

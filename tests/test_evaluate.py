@@ -5,6 +5,7 @@ import json
 import pathlib
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from v2meow_jax import errors
 from v2meow_jax import evaluate
 from v2meow_jax import evaluation_clips
 from v2meow_jax import reports
+from v2meow_jax import weights
+from v2meow_jax.codecs import soundstream
 from v2meow_jax.metrics import descriptors
 
 _TEMPI = (80, 95, 100, 118, 126, 140)
@@ -376,6 +379,58 @@ def test_codec(clips, tmp_path, capsys, monkeypatch):
   # Each level has 4 bits: 24 dB.
   np.testing.assert_allclose(np.diff(snr_db), 24, atol=1.5)
   assert _is_png(tmp_path / 'codec.png')
+
+
+def test_codec_of_a_file(clips, tmp_path, capsys):
+  config = soundstream.Config(channels=1, dilations=(1,), num_features=4)
+  network = soundstream.Network(config)
+  key = jax.random.PRNGKey(0)
+  init = lambda: network.init(key, jnp.zeros((1, 320)), mutable=['params'])
+  params = jax.jit(init)()['params']
+  tree = {
+    'params': params,
+    'quantizer': {'codebooks': jax.random.normal(key, (12, 1024, 4))},
+  }
+  path = tmp_path / 'codec.safetensors'
+  weights.save_params(path, tree)
+  arguments = [
+    *('codec', '--out', tmp_path / 'out', '--codec', path),
+    *('--gin_file', 'codecs/soundstream.gin', '--levels', '1,12'),
+    *('--audio', clips, '--clips', '3', '--seconds', '4'),
+    *('--gin', 'soundstream.Config.dilations = (1,)'),
+  ]
+  width = ['--gin', 'soundstream.Config.num_features = 4']
+  width += ['--gin', 'soundstream.Config.channels = 1']
+  assert cli.main(['evaluate', *map(str, arguments), *width]) == 0
+  out = capsys.readouterr().out
+  assert out.startswith('Codec `soundstream`, 500 bit/s a level, on 3 held-out')
+  report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+  assert list(report['codec']['codings']) == [
+    '1 of 12 levels',
+    '12 of 12 levels',
+  ]
+  # Weights and gin files that do not belong together.
+  status, message = _error([*arguments, *width[:2]], capsys)
+  assert status == 1
+  assert message.startswith(
+    'error: Weights do not fit the model: `decoder/block_0_dilation_1/dilated/'
+  )
+  weights.save_params(path, {'params': params})
+  assert _error(arguments, capsys) == (
+    1,
+    f'error: {path}: no codebooks, expected the weights of a whole codec. Add '
+    'them with `python -m v2meow_jax.codecs.fit_quantizer`.\n',
+  )
+  assert _error(['codec', '--out', 'x', *arguments[5:7]], capsys) == (
+    1,
+    'error: --gin_file and --gin without --codec, expected the weights that '
+    'they are for. Add --codec, or leave them out.\n',
+  )
+  assert _error(['codec', '--out', 'x', '--codec', path], capsys) == (
+    1,
+    'error: Not set in the gin files: CODEC. Expected the file of gin/ that '
+    'provides each (see gin/README.md), or --gin.CODEC=…\n',
+  )
 
 
 def _error(arguments, capsys) -> tuple[int, str]:

@@ -11,7 +11,9 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import soundfile
 
 from tests import test_train
 from v2meow_jax import arrays
@@ -68,6 +70,36 @@ def records_command(folder):
     *arguments,
     f"--gin.DATA_DIR='{folder}/records'",
     '--gin.SeqioDataset.steps_per_pass=6',  # not where checkpoints are
+  ]
+
+
+def codec_command(folder):
+  """Arguments that train a tiny codec and its adversaries on sound files."""
+  rng = np.random.default_rng(0)
+  soundfile.write(folder / 'a.wav', 0.1 * rng.standard_normal(16000), 16000)
+  (folder / 'audio.csv').write_text(
+    'clip_id,file,start_seconds,end_seconds,split\n'
+    'a,a.wav,0,.8,train\nb,a.wav,.8,1,validation\n'
+  )
+  return [
+    '--gin_file=codecs/soundstream.gin',
+    '--gin_file=runs/train.gin',
+    '--gin_file=codecs/train_adversarial.gin',
+    f"--gin.MANIFESTS=('{folder}/audio.csv',)",
+    f"--gin.MODEL_DIR='{folder}/run'",
+    '--gin.CROP_SECONDS=0.16',
+    '--gin.BATCH_SIZE=2',
+    '--gin.LISTENER=None',
+    '--gin.ADVERSARY_START=2',
+    '--gin.soundstream.Config.channels=1',
+    '--gin.soundstream.Config.dilations=(1,)',
+    '--gin.soundstream.Config.num_features=4',
+    '--gin.models.CodecModel.kmeans_iterations=1',
+    '--gin.discriminators.Config.scales=(2,)',
+    '--gin.discriminators.Config.wave_channels=4',
+    '--gin.discriminators.Config.wave_strides=(4, 4)',
+    '--gin.discriminators.Config.stft_channels=1',
+    *[binding for binding in _bindings() if 'DROPOUT' not in binding],
   ]
 
 
@@ -142,7 +174,7 @@ def assert_same_runs(a, b, steps=STEPS):
   state = [
     {
       item: checkpoints._load(f / f'checkpoint_{steps}', item)
-      for item in ('target', 'state')
+      for item in ('target', 'state', 'flax_mutables')
     }
     for f in (a, b)
   ]
@@ -150,11 +182,15 @@ def assert_same_runs(a, b, steps=STEPS):
   test_train.assert_equal_trees(*state)
 
 
-@pytest.fixture(params=['arrays', 'records'], scope='module')
+@pytest.fixture(params=['arrays', 'records', 'codec'], scope='module')
 def whole(request, tmp_path_factory, code_folder):
   """A run that was never stopped: its arguments and where it has been."""
   folder = tmp_path_factory.mktemp(request.param)
-  command = {'arrays': arrays_command, 'records': records_command}
+  command = {
+    'arrays': arrays_command,
+    'records': records_command,
+    'codec': codec_command,
+  }
   arguments = command[request.param](folder)
   process = start(arguments)
   log = finish(process)
@@ -169,7 +205,7 @@ def test_killed_training_ends_as_if_it_was_not(whole, tmp_path):
   arguments = [*arguments, f"--gin.MODEL_DIR='{run}'"]
 
   broken_off, count = 2 * PERIOD, 0
-  if road == 'arrays':  # the other road starts slowly
+  if road == 'arrays':  # the other roads start slowly
     # Some way into the writing of a checkpoint.
     count = luck.randrange(1, 12)
     process = start(arguments, f'checkpoint_{broken_off}.orbax', count)

@@ -11,6 +11,7 @@
       --size base --batch 2048
   python -m v2meow_jax.benchmark input --stage coarse --dataset clips:1.0.0 \
       --data_dir records --batch 64
+  python -m v2meow_jax.benchmark codec --codec dac --seconds 30
 
 `generate` runs the whole road of a clip twice in one process: the first run
 compiles (or reads the cache of compiled code), the second is what a further
@@ -20,7 +21,8 @@ trained, and how far it is from the time that reading takes. `train`
 times the training step of a stage, on noise. `compile` compiles that step for a
 TPU slice that need not be there (extra `tpu`): what it would need of a chip and
 how fast it can be at most. `input` reads the batches of a stage from TFDS
-records, and trains nothing.
+records, and trains nothing. `codec` encodes and decodes noise, with random
+weights of full size where none are given.
 """
 
 import argparse
@@ -55,6 +57,7 @@ _DIMENSIONS = (
 )
 _LOOP = ('batch', 'steps', 'dtype', 'weights_dtype')
 _STAGES = ('semantic', 'coarse', 'fine')
+_CODECS = ('dac', 'encodec', 'soundstream')  # `codec_speed.CODECS`
 
 
 def measure_generate(
@@ -198,6 +201,12 @@ def _measure_input(args: argparse.Namespace) -> dict:
   return {name: getattr(args, name) for name in names} | line
 
 
+def _measure_codec(args: argparse.Namespace) -> dict:
+  from v2meow_jax import codec_speed
+
+  return codec_speed.measure(args.codec, args.seconds, args.batch, args.weights)
+
+
 def _add_step(
   commands, name: str, summary: str, dtype: str, saves: bool, block: int
 ) -> argparse.ArgumentParser:
@@ -334,6 +343,12 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
   add('--batch', type=int, default=64, help='examples (default: %(default)s)')
   add('--steps', type=int, default=100, help='batches (default: %(default)s)')
   _add_gin_file(command)
+  command = commands.add_parser('codec', help='sound to codes and back')
+  add = command.add_argument
+  add('--codec', choices=_CODECS, required=True)
+  add('--seconds', type=float, default=30.0, help='(default: %(default)s)')
+  add('--batch', type=int, default=1, help='clips at once')
+  add('--weights', metavar='FILE', help='safetensors file (default: random)')
   args, rest = parser.parse_known_args(argv)
   args.bindings = []
   for argument in rest:
@@ -343,6 +358,8 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     args.bindings.append(f'{name} = {value}')
   if args.what == 'decode':
     _check_decode(parser, args)
+  if getattr(args, 'seconds', 1.0) <= 0:
+    parser.error(f'--seconds is {args.seconds:g}, expected more than 0')
   for name in ('batch', 'steps', 'causal_block_queries', *_DIMENSIONS[1:]):
     count = getattr(args, name, None)
     if count is not None and count < 1:
@@ -361,6 +378,8 @@ def main(argv: Sequence[str]) -> int:
       line = _measure_decode(args)
     elif args.what == 'input':
       line = _measure_input(args)
+    elif args.what == 'codec':
+      line = _measure_codec(args)
     else:
       line = _measure_step(args)
   except errors.UserError as error:

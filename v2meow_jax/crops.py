@@ -38,8 +38,9 @@ class CropDataset:
 
     Args:
       manifests: CSV files of audio clips, as `manifests.py` describes.
-      stream: the codec's row of streams.py; files must have its sample rate.
-      seconds: length of a crop, a whole number of the codec's positions; a
+      stream: the row of streams.py of what is trained; files must have its
+        sample rate.
+      seconds: length of a crop, a whole number of the stream's positions; a
         shorter cut is followed by silence.
       split: rows to use: 'train', 'validation' or 'test'.
       batch_size: crops per batch, over all processes.
@@ -57,7 +58,9 @@ class CropDataset:
         file of it cannot be read or has another rate.
     """
     spec = streams.get(stream)
-    self._num_samples = spec.length(seconds) * spec.hop
+    self._num_samples = round(seconds * spec.sample_rate_hz)
+    if spec.is_timed:
+      self._num_samples = spec.length(seconds) * spec.hop
     self._batch_size = batch_size
     self._seed = seed
     self._gain_db = gain_db
@@ -84,6 +87,9 @@ class CropDataset:
     Returns:
       `waveform`, float32 `[examples, samples]`, mono in -1..1, and what
       `annotate` gives of each crop, `[examples, …]`.
+
+    Raises:
+      errors.UserError: a file holds what is no number.
     """
     rng = np.random.default_rng((self._seed, step))
     crops = [self._draw(rng) for _ in range(self._batch_size)]
@@ -93,6 +99,11 @@ class CropDataset:
       samples, _ = soundfile.read(
         str(clip.file), start=first, stop=end, dtype='float32', always_2d=True
       )
+      if not np.isfinite(samples).all():
+        raise errors.UserError(
+          f'{clip.file}: samples {first} to {end} hold NaN or infinity, '
+          'expected numbers. Repair the file or take it out of the manifest.'
+        )
       row[: len(samples)] = gain * samples.mean(axis=1)
     notes = [self._annotate(clip) for clip, *_ in crops]
     return {

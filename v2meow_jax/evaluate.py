@@ -36,6 +36,8 @@ examples:
   v2meow evaluate adherence --out report
   v2meow evaluate music --generated DIR --reference DIR --out report
   v2meow evaluate codec --out report
+  v2meow evaluate codec --codec runs/codec/params.safetensors \\
+      --gin_file codecs/soundstream.gin --out report
 """
 _OUT = """
 Writes report.json, report.md and plots into --out, and keeps there what took
@@ -136,6 +138,27 @@ def _parser(command: str) -> argparse.ArgumentParser:
       help='draws of bootstrap and shuffles (default: %(default)s)',
     )
   else:
+    add(
+      '--codec',
+      metavar='WEIGHTS',
+      help="measure this codec and not the model's: a safetensors file; "
+      '--gin_file says which codec it is',
+    )
+    add(
+      '--gin_file',
+      metavar='FILE',
+      action='append',
+      default=[],
+      help='file of gin/codecs of --codec; repeat it for more',
+    )
+    add(
+      '--gin',
+      metavar='NAME=VALUE',
+      action='append',
+      default=[],
+      help='one value of gin behind all files, such as the width of --codec; '
+      'repeat it for more',
+    )
     add('--audio', metavar='DIR', help='use these files and not toy clips')
     add(
       '--levels',
@@ -356,17 +379,63 @@ def evaluate_music(options: argparse.Namespace) -> int:
   return _finish(out, report, text, batch)
 
 
+def _codec(options: argparse.Namespace):
+  """The codec to measure: that of a model, or of a file of weights.
+
+  Raises:
+    UserError: the files cannot be used, or do not belong together.
+  """
+  import gin
+  import jax
+
+  from v2meow_jax import bundles
+  from v2meow_jax import configs
+  from v2meow_jax import extraction
+  from v2meow_jax import weights
+
+  if options.codec is None:
+    if options.gin_file or options.gin:
+      raise errors.UserError(
+        '--gin_file and --gin without --codec, expected the weights that they '
+        'are for. Add --codec, or leave them out.'
+      )
+    return bundles.load(options.model).codec
+  nothing_else = ['EXTRACTORS = ()', 'TOKENIZER = None', 'EMBEDDER = None']
+  configs.parse(
+    [*options.gin_file, 'runs/prepare.gin'],
+    [*nothing_else, *options.gin],
+    root='extraction.Recipe',
+  )
+  make = gin.get_configurable(extraction.Recipe)().codec
+  variables = weights.load_params(options.codec)
+  if 'quantizer' not in variables:
+    raise errors.UserError(
+      f'{options.codec}: no codebooks, expected the weights of a whole codec. '
+      'Add them with `python -m v2meow_jax.codecs.fit_quantizer`.'
+    )
+  try:
+    codec = make(variables)
+  except ValueError as error:
+    raise errors.UserError(f'{options.codec}: {error}') from error
+  silence = np.zeros((1, codec.hop), np.float32)
+  expected = jax.eval_shape(
+    lambda key: codec.network.init(key, silence, mutable=['params']),
+    jax.random.key(0),
+  )
+  weights.check_params(expected['params'], codec.variables['params'])
+  return codec
+
+
 def evaluate_codec(options: argparse.Namespace) -> int:
   """`v2meow evaluate codec`."""
   import librosa
 
-  from v2meow_jax import bundles
   from v2meow_jax.metrics import opus
   from v2meow_jax.metrics import reconstruction
   from v2meow_jax.toy import effects
 
   out = pathlib.Path(options.out)
-  codec = bundles.load(options.model).codec
+  codec = _codec(options)
   rate, most = codec.sample_rate_hz, codec.spec.num_levels
   levels = options.levels or sorted(
     {2**n for n in range(most.bit_length()) if 2**n < most} | {most}

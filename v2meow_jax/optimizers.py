@@ -27,12 +27,14 @@ class Optimizer:
   Attributes:
     init: params to optimizer state.
     update: (gradients, state, params) to (updates, state).
-    learning_rate: step to learning rate.
+    learning_rate: step to learning rate; of the first part if there are some.
+    parts: the optimizers of `partition` by name; empty for others.
   """
 
   init: Callable
   update: Callable
   learning_rate: Schedule
+  parts: Mapping[str, 'Optimizer'] = dataclasses.field(default_factory=dict)
 
   def create(self, params: PyTree) -> 'OptimizedParams':
     """Returns `params` with a fresh state, as T5X holds them."""
@@ -126,6 +128,22 @@ class OptimizedParams(flax.struct.PyTreeNode):
 def learning_rate(optimizer: Optimizer) -> Schedule:
   """Returns the optimizer's schedule, for T5X's trainer, which logs it."""
   return optimizer.learning_rate
+
+
+def learning_rates(optimizer: Any, step: int) -> dict[str, float]:
+  """Returns the learning rates of a step by the names of the log.
+
+  Args:
+    optimizer: an `Optimizer`; any other optax transformation has none.
+    step: number of the step, from 0.
+  """
+  if not hasattr(optimizer, 'learning_rate'):
+    return {}
+  rates = {
+    f'learning_rate_{name}': float(part.learning_rate(step))
+    for name, part in getattr(optimizer, 'parts', {}).items()
+  }
+  return rates or {'learning_rate': float(optimizer.learning_rate(step))}
 
 
 def rsqrt(peak: float = 1e-3, warmup_steps: int = 1000) -> Schedule:
@@ -229,3 +247,29 @@ def adafactor(
     ),
   )
   return Optimizer(chain.init, chain.update, learning_rate)
+
+
+def partition(**parts: Optimizer) -> Optimizer:
+  """An optimizer for each part of the parameters: its own rate and clipping.
+
+  Args:
+    **parts: optimizer of each part, by the part's name: the parameters are
+      `{name: parameters of the part}`.
+
+  Returns:
+    The optimizer; its state is `{name: state of the part}`.
+  """
+
+  def init(params):
+    return {name: part.init(params[name]) for name, part in parts.items()}
+
+  def update(gradients, state, params=None):
+    updates, new = {}, {}
+    for name, part in parts.items():
+      updates[name], new[name] = part.update(
+        gradients[name], state[name], None if params is None else params[name]
+      )
+    return updates, new
+
+  first = next(iter(parts.values()))
+  return Optimizer(init, update, first.learning_rate, parts)

@@ -262,6 +262,12 @@ def optimizer_shardings(
     its parameter (Adafactor's rows and columns) is cut along the others as the
     parameter is; what is no parameter's is held whole.
   """
+  parts = getattr(optimizer, 'parts', {})
+  if parts:
+    return {
+      name: optimizer_shardings(part, params[name], shardings[name], mesh)
+      for name, part in parts.items()
+    }
   whole = replicated(mesh)
   state = jax.eval_shape(optimizer.init, params)
   # Which axis a slot lacks cannot be told where two are equal. So the optimizer

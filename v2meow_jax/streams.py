@@ -110,9 +110,26 @@ _ROWS = (
   StreamSpec('scene', rate_hz=10, num_features=64),
   # Style: one vector per clip, from music or from text.
   StreamSpec('mulan', rate_hz=None, num_features=128, sample_rate_hz=16000),
+  StreamSpec(
+    'clap_music', rate_hz=None, num_features=512, sample_rate_hz=48000
+  ),
+  StreamSpec('musiccoca', rate_hz=None, num_features=768, sample_rate_hz=16000),
   StreamSpec('caption', rate_hz=None, num_features=32),
+  # What metrics hear: embeddings, and scores of classes.
+  StreamSpec('vggish', rate_hz=None, num_features=128, sample_rate_hz=16000),
+  StreamSpec('yamnet', rate_hz=None, num_features=521, sample_rate_hz=16000),
+  StreamSpec(
+    'yamnet_embedding', rate_hz=None, num_features=1024, sample_rate_hz=16000
+  ),
+  StreamSpec('trill', rate_hz=None, num_features=512, sample_rate_hz=16000),
+  StreamSpec('leaf', rate_hz=None, num_features=527, sample_rate_hz=16000),
+  StreamSpec('panns_16k', rate_hz=None, num_features=527, sample_rate_hz=16000),
+  StreamSpec('panns_32k', rate_hz=None, num_features=527, sample_rate_hz=32000),
+  StreamSpec('passt', rate_hz=None, num_features=527, sample_rate_hz=32000),
   # Semantic tokens.
   StreamSpec('w2v_bert', rate_hz=25, num_codes=1024, sample_rate_hz=16000),
+  StreamSpec('w2v_bert_2', rate_hz=25, num_codes=1024, sample_rate_hz=16000),
+  StreamSpec('musicfm', rate_hz=25, num_codes=1024, sample_rate_hz=24000),
   StreamSpec(
     'spectral_semantic', rate_hz=25, num_codes=512, sample_rate_hz=16000
   ),
@@ -123,6 +140,23 @@ _ROWS = (
     num_codes=1024,
     num_levels=12,
     sample_rate_hz=16000,
+  ),
+  # descript/dac_16khz: the paper's geometry (its config: ratios 2, 4, 5, 8).
+  StreamSpec(
+    'dac',
+    rate_hz=50,
+    num_codes=1024,
+    num_levels=12,
+    sample_rate_hz=16000,
+  ),
+  # facebook/encodec_24khz has 32 levels; 8 are 6 kbit/s, what the paper's codec
+  # has, and the bandwidth that its authors compare it at.
+  StreamSpec(
+    'encodec',
+    rate_hz=75,
+    num_codes=1024,
+    num_levels=8,
+    sample_rate_hz=24000,
   ),
   StreamSpec(
     'spectral',

@@ -36,6 +36,7 @@ from v2meow_jax import configs
 from v2meow_jax import errors
 from v2meow_jax import hosts
 from v2meow_jax import listening
+from v2meow_jax import optimizers
 from v2meow_jax import partitioning
 from v2meow_jax import platforms
 from v2meow_jax import prefetching
@@ -242,8 +243,7 @@ def train(
       is_last = step == train_steps
       if is_last or step % stats_period == 0:
         values = results.summary()
-        if hasattr(optimizer, 'learning_rate'):
-          values['learning_rate'] = float(optimizer.learning_rate(step - 1))
+        values |= optimizers.learning_rates(optimizer, step - 1)
         rates = bar.rates()
         if peak is not None:
           rates['mfu'] = rates['steps_per_second'] / peak

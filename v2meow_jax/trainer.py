@@ -56,12 +56,16 @@ class Trainer:
       rules: logical axis to mesh axis.
       microbatches: parts of a batch that are computed one after another, to
         save memory. As in T5X, their losses and gradients are summed, so the
-        model's loss must be a sum, divided by a constant at most.
+        model's loss must be a sum, divided by a constant at most; those of a
+        model that `averages_microbatches` are averaged.
 
     Raises:
-      UserError: microbatches of a model whose `loss_is_mean`.
+      UserError: microbatches of a model whose `loss_is_mean` over more than
+        each of them.
     """
-    if microbatches > 1 and getattr(model, 'loss_is_mean', False):
+    self._averages = getattr(model, 'averages_microbatches', False)
+    is_mean = getattr(model, 'loss_is_mean', False) and not self._averages
+    if microbatches > 1 and is_mean:
       raise errors.UserError(
         f'MICROBATCHES is {microbatches}, expected 1: the loss of '
         f'`{type(model).__name__}` is a mean over the batch, and those of '
@@ -170,7 +174,15 @@ class Trainer:
     }, num_tokens * self._num_shards
 
   def step(self, batch: Batch) -> dict[str, Any]:
-    """Does one step; returns 'loss', 'gradient_norm' and 'metrics' of it."""
+    """Does one step.
+
+    Args:
+      batch: on the devices.
+
+    Returns:
+      'loss', 'gradient_norm' and 'metrics' of it, and 'gradient_norm_<part>'
+      of each part that the optimizer treats apart.
+    """
     self.state, result = self._train_step(self.state, batch)
     return result
 
@@ -217,10 +229,15 @@ class Trainer:
       opt_state=opt_state,
       mutables=mutables,
     )
+    norms = {
+      f'gradient_norm_{part}': optax.tree.norm(gradients[part])
+      for part in getattr(self._optimizer, 'parts', ())
+    }
     return state, {
       'loss': loss,
       'gradient_norm': optax.tree.norm(gradients),
       'metrics': metrics,
+      **norms,
     }
 
   def _loss_fn(self, params, batch, rng, mutables):
@@ -264,6 +281,8 @@ class Trainer:
       (jnp.zeros([]), zeros, state.mutables),
       (jnp.arange(count), jax.tree.map(split, batch)),
     )
+    if self._averages:
+      loss, gradients = jax.tree.map(lambda x: x / count, (loss, gradients))
     return loss, _merge_microbatches(metrics, count), mutables, gradients
 
   def _eval_step_fn(self, state, batch):

@@ -33,3 +33,22 @@ def check(waveform: Array) -> Array:
       '[-1, 1]. Decode the file again or leave the clip out.'
     )
   return waveform
+
+
+def cut(waveform: Array, window: int, hop: float) -> Array:
+  """Cuts a clip into windows.
+
+  Args:
+    waveform: float32 `[samples]`. One shorter than a window is followed by
+      silence; what is left behind the last whole window is left out.
+    window: samples of a window.
+    hop: samples from one window to the next; need not be whole.
+
+  Returns:
+    float32 `[windows, window]`, at least one.
+  """
+  waveform = np.pad(waveform, (0, max(0, window - len(waveform))))
+  count = 1 + int((len(waveform) - window) / hop + 1e-6)
+  starts = np.rint(np.arange(count) * hop).astype(int)
+  starts = starts[starts <= len(waveform) - window]  # rounded beyond the end
+  return np.stack([waveform[start : start + window] for start in starts])

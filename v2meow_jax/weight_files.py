@@ -1,7 +1,8 @@
 """Arrays out of the files that others publish weights in.
 
 safetensors, PyTorch (only through `weights_only`, which builds no object but
-tensors), TensorFlow checkpoints, NumPy archives and HDF5. Nothing is unpickled.
+tensors), TensorFlow checkpoints, TFLite (tflite.py), NumPy archives and HDF5.
+Nothing is unpickled.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,15 +17,18 @@ import safetensors
 import safetensors.numpy
 
 from v2meow_jax import errors
+from v2meow_jax import tflite
 
 Array = np.ndarray
 
 INDEX = '.safetensors.index.json'  # lists the parts of a large checkpoint
 TORCH = ('.bin', '.pt', '.pth', '.th', '.ckpt')
 TENSORFLOW = '.index'  # the file that names a TensorFlow checkpoint
+# Last bytes of a TensorFlow checkpoint of version 1, which is one file.
+_TABLE = bytes.fromhex('57fb808b247547db')
 _KINDS = (
   f'.safetensors, {", ".join(TORCH)} (PyTorch), {TENSORFLOW} (TensorFlow), '
-  '.npz or .h5'
+  '.tflite, .npz or .h5'
 )
 
 
@@ -32,8 +36,9 @@ def read(path: str | os.PathLike) -> dict[str, Array]:
   """Reads all arrays of a file, by the names that they have there.
 
   Args:
-    path: the file. Of a TensorFlow checkpoint, `PREFIX.index`; of safetensors
-      in several parts, `….safetensors.index.json`.
+    path: the file. Of a TensorFlow checkpoint, `PREFIX.index`, or the only
+      file of version 1; of safetensors in several parts,
+      `….safetensors.index.json`.
 
   Returns:
     Arrays by name; those of 16-bit floating point as float32. Nested PyTorch
@@ -52,12 +57,15 @@ def read(path: str | os.PathLike) -> dict[str, Array]:
     '.safetensors': _read_safetensors,
     TENSORFLOW: _read_tensorflow,
     '.npz': _read_numpy,
+    '.tflite': _read_tflite,
     '.h5': _read_hdf5,
     '.hdf5': _read_hdf5,
     **dict.fromkeys(TORCH, _read_torch),
   }
   reader = _read_parts if path.name.endswith(INDEX) else None
   reader = reader or readers.get(path.suffix)
+  if path.suffix == '.ckpt' and _is_table(path):
+    reader = _read_tensorflow
   if reader is None:
     raise errors.UserError(
       f'{path}: unknown kind of weights, expected {_KINDS}. Check the path.'
@@ -160,6 +168,19 @@ def _read_tensorflow(path):
     raise _broken(path, error, 'a TensorFlow checkpoint') from error
   # The graph of objects is a string, no weight.
   return {n: a for n, a in arrays.items() if isinstance(a, Array | np.generic)}
+
+
+def _is_table(path) -> bool:
+  with open(path, 'rb') as file:
+    file.seek(-min(len(_TABLE), path.stat().st_size), os.SEEK_END)
+    return file.read() == _TABLE
+
+
+def _read_tflite(path):
+  try:
+    return tflite.read(path)
+  except (OSError, ValueError) as error:
+    raise _broken(path, error, 'a TFLite model') from error
 
 
 def _read_numpy(path):

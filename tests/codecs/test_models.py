@@ -227,6 +227,7 @@ def test_joint_phase_gives_the_encoder_a_gradient_and_eval_keeps_codebooks(
 
 def test_microbatches_of_a_mean_are_refused():
   model = models.CodecModel(NETWORK, 'spectral', 'autoencoder')
+  model.averages_microbatches = False
   batch = sounds(np.random.default_rng(0))
   mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
   with pytest.raises(errors.UserError) as error:

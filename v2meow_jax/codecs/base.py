@@ -21,8 +21,10 @@ class Codec:
   """Encodes waveforms to codes and decodes them, with trained parameters.
 
   A network is a Flax module with the methods `encode(waveform)` and
-  `decode(latents, num_valid)` and the property `delay`, as in
-  `spectral.Network`. Its decoder is causal.
+  `decode(latents, num_valid)` and the properties `lookahead` and `delay`, as in
+  `spectral.Network`. Its decoder is causal, its encoder sees `lookahead`
+  samples past the end of a position. Both go on from the collection `stream`
+  where it is mutable.
 
   Attributes:
     spec: the stream of the codes.
@@ -88,6 +90,20 @@ class Codec:
       return rvq.encode(latents, variables['quantizer']['codebooks'])
 
     return jax.jit(encode)
+
+  @functools.cached_property
+  def _encode_chunk(self):
+    def encode_chunk(variables, stream, waveform):
+      latents, mutated = self.network.apply(
+        {'params': variables['params'], 'stream': stream},
+        waveform,
+        method='encode',
+        mutable=['stream'],
+      )
+      codes = rvq.encode(latents, variables['quantizer']['codebooks'])
+      return codes, mutated['stream']
+
+    return jax.jit(encode_chunk)
 
   @functools.cached_property
   def _decode_chunk(self):
@@ -160,19 +176,67 @@ class Codec:
       int32 codes `[batch, ceil(samples / hop), levels]`.
 
     Raises:
-      ValueError: the waveform is not two-dimensional or holds no sample.
+      ValueError: the waveform is not two-dimensional, holds no sample or holds
+        NaN or infinity.
     """
-    waveform = jnp.asarray(waveform, jnp.float32)
-    if waveform.ndim != 2 or not waveform.shape[1]:
+    if np.ndim(waveform) == 2 and not np.shape(waveform)[1]:
+      self._refuse(waveform)
+    # The same compiled function as for chunks: another shape may round a latent
+    # between two codes to the other one.
+    chunks = [*self.encode_chunks([waveform])]
+    return jnp.asarray(np.concatenate(chunks, axis=1))
+
+  def encode_chunks(self, chunks: Iterable[Array]) -> Iterator[np.ndarray]:
+    """Encodes a long clip piece by piece in bounded memory.
+
+    Args:
+      chunks: float32 waveforms `[batch, samples]` in -1..1 one after another,
+        of any lengths, with the same batch.
+
+    Yields:
+      int32 codes `[batch, time, levels]`. Together they are what `encode` gives
+      for the whole; where they are cut is not where the waveform was.
+
+    Raises:
+      ValueError: see `encode`; chunks without samples add nothing.
+    """
+    size, ahead = CHUNK * self.hop, self.network.lookahead
+    stream, rest = None, None
+
+    def run():
+      """Encodes the first `size` samples of `rest`, and takes them away."""
+      nonlocal stream, rest
+      waveform, rest = rest[:, : size + ahead], rest[:, size:]
+      length = min(-(-waveform.shape[1] // self.hop), CHUNK)
+      behind = size + ahead - waveform.shape[1]
+      waveform = np.pad(waveform, ((0, 0), (0, behind)))
+      if stream is None:
+        stream = _silence(self._encode_chunk, self.variables, {}, waveform)
+      codes, stream = self._encode_chunk(self.variables, stream, waveform)
+      return np.asarray(codes)[:, :length]
+
+    for chunk in chunks:
+      chunk = np.asarray(chunk, np.float32)
+      if chunk.ndim != 2 or not np.isfinite(chunk).all():
+        self._refuse(chunk)
+      rest = chunk if rest is None else np.concatenate([rest, chunk], axis=1)
+      while rest.shape[1] >= size + ahead:
+        yield run()
+    while rest is not None and rest.shape[1]:
+      yield run()
+
+  def _refuse(self, waveform: Array) -> None:
+    """Says what is wrong with a waveform."""
+    if np.ndim(waveform) == 2 and np.size(waveform):
       raise ValueError(
-        f'Codec `{self.spec.name}`: waveform of shape {waveform.shape}, '
-        'expected [batch, samples] with at least one sample. Mix to mono and '
-        'add the batch axis.'
+        f'Codec `{self.spec.name}`: the waveform holds NaN or infinity, '
+        'expected samples in -1..1. Repair the sound or leave it out.'
       )
-    length = -(-waveform.shape[1] // self.hop)
-    padded = -(-length // CHUNK) * CHUNK * self.hop
-    waveform = jnp.pad(waveform, ((0, 0), (0, padded - waveform.shape[1])))
-    return self._encode(self.variables, waveform)[:, :length]
+    raise ValueError(
+      f'Codec `{self.spec.name}`: waveform of shape {np.shape(waveform)}, '
+      'expected [batch, samples] with at least one sample. Mix to mono and '
+      'add the batch axis.'
+    )
 
   def _check_codes(self, codes: np.ndarray) -> None:
     levels, num_codes = self.spec.num_levels, self.spec.num_codes
@@ -181,6 +245,11 @@ class Codec:
         f'Codec `{self.spec.name}`: codes of shape {codes.shape}, expected '
         f'[batch, time, levels] with 1 to {levels} levels. Unflatten the '
         'tokens first.'
+      )
+    if codes.dtype.kind not in 'iu':
+      raise ValueError(
+        f'Codec `{self.spec.name}`: codes of type {codes.dtype}, expected '
+        'whole numbers. Decode what `encode` returned.'
       )
     if codes.size and not (0 <= codes.min() and codes.max() < num_codes):
       raise ValueError(
@@ -199,11 +268,13 @@ class Codec:
       float32 waveform `[batch, time * hop]`.
 
     Raises:
-      ValueError: the codes have another shape or range.
+      ValueError: the codes have another shape, type or range.
     """
     # The same compiled function as for chunks: where rounding is amplified, as
     # in a search for phase, another shape would give another sound.
-    return jnp.asarray(np.concatenate([*self.decode_chunks([codes])], axis=1))
+    nothing = np.zeros((np.shape(codes)[0], 0), np.float32)
+    chunks = [nothing, *self.decode_chunks([codes])]
+    return jnp.asarray(np.concatenate(chunks, axis=1))
 
   def decode_chunks(self, chunks: Iterable[Array]) -> Iterator[np.ndarray]:
     """Decodes a long clip piece by piece in bounded memory.
@@ -229,8 +300,8 @@ class Codec:
       waveform, stream = self._decode_chunk(
         self.variables, stream, codes, num_valid
       )
-      waveform = np.asarray(waveform)[:, skip:][:, :owed]
-      skip = 0
+      skipped, skip = skip, max(0, skip - waveform.shape[1])
+      waveform = np.asarray(waveform)[:, skipped:][:, :owed]
       owed -= waveform.shape[1]
       return waveform
 
@@ -254,5 +325,10 @@ class Codec:
     Args:
       codes: of the first chunk; its shape is read.
     """
-    _, stream = jax.eval_shape(self._decode_chunk, self.variables, {}, codes, 0)
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), stream)
+    return _silence(self._decode_chunk, self.variables, {}, codes, 0)
+
+
+def _silence(function, *arguments) -> dict:
+  """The stream that a function would leave behind, all zeros."""
+  _, stream = jax.eval_shape(function, *arguments)
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), stream)

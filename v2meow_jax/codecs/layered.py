@@ -111,10 +111,15 @@ class LayeredCodec(base.Codec):
     codebooks = below.variables['quantizer']['codebooks']
     self.variables['quantizer']['below'] = codebooks
 
-  def encode(self, waveform: Array) -> Array:
+  def encode_chunks(self, chunks: Iterable[Array]) -> Iterator[np.ndarray]:
     """See `base.Codec`."""
-    upper = super().encode(waveform)
-    return jnp.concatenate([self.below.encode(waveform), upper], axis=-1)
+    # Both layers have the same hop, and so yield as many positions at a time.
+    ours, theirs = itertools.tee(chunks)
+    yield from map(
+      lambda *layers: np.concatenate(layers, axis=-1),
+      self.below.encode_chunks(theirs),
+      super().encode_chunks(ours),
+    )
 
   def decode_chunks(self, chunks: Iterable[Array]) -> Iterator[np.ndarray]:
     """See `base.Codec`."""

@@ -11,10 +11,11 @@ Training has phases, each started from the weights of the one before:
     they are.
 
 'joint' can also be the first phase, as in SoundStream: the first batch then
-initialises the codebooks by k-means.
+initialises the codebooks by k-means. 'joint' and 'decoder' can have adversaries
+(`adversarial.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +41,13 @@ class CodecModel:
     module: network with `encode`, `reconstruct` and `decode`, as
       `spectral.Network`.
     spec: the stream of the codes.
-    loss_is_mean: True: over the batch, so that a step has no microbatches.
+    loss_is_mean: True: over the batch.
+    averages_microbatches: True: the mean over the parts of a batch is that of
+      the batch. The codebooks move once for each part.
   """
 
   loss_is_mean = True
+  averages_microbatches = True
 
   def __init__(
     self,
@@ -54,6 +58,7 @@ class CodecModel:
     optimizer_def=None,
     initial_weights: str | None = None,
     latent_noise: float = 0.1,
+    distance: Callable[..., Array] = losses.spectral_distance,
     complex_weight: float = 0.6,
     commitment_weight: float = 0.25,
     full_probability: float = 0.5,
@@ -73,6 +78,7 @@ class CodecModel:
         there are two, of both; None for random ones.
       latent_noise: standard deviation of the noise on the latents, which
         stands for the quantiser ('autoencoder').
+      distance: of magnitudes, such as those of `losses.py`; has weight 1.
       complex_weight: weight of the distance that sees phase.
       commitment_weight: weight of the latents' distance to their codes
         ('joint').
@@ -105,6 +111,7 @@ class CodecModel:
       self._num_levels -= below.spec.num_levels
     self._initial_weights = initial_weights
     self._latent_noise = latent_noise
+    self._distance = distance
     self._complex_weight = complex_weight
     self._commitment_weight = commitment_weight
     self._full_probability = full_probability
@@ -246,6 +253,37 @@ class CodecModel:
 
   def _run(self, params, batch, rng, flax_mutables, training):
     waveform = batch['waveform']
+    estimate, commitment, flax_mutables = self.generate(
+      params, waveform, rng, flax_mutables, training
+    )
+    loss, values = self.compare(waveform, estimate, commitment, training)
+    metrics = averages(loss=loss, **values)
+    if self._phase == 'autoencoder':
+      return loss, metrics
+    return loss, (metrics, flax_mutables)
+
+  def generate(
+    self,
+    params: dict,
+    waveform: Array,
+    rng: Array | None,
+    flax_mutables: dict | None,
+    training: bool,
+  ) -> tuple[Array, Array, dict | None]:
+    """What the phase decodes of a batch.
+
+    Args:
+      params: of the network.
+      waveform: float32 `[batch, samples]`.
+      rng: random key for noise, dropped levels and restarts; None if not
+        training.
+      flax_mutables: as in `loss_fn`.
+      training: whether to drop levels and to move codebooks.
+
+    Returns:
+      float32 waveform `[batch, samples]`, the latents' distance to their codes
+      `[batch]`, and the new `flax_mutables`.
+    """
     variables = {'params': params}
     latents = self.module.apply(variables, waveform, method='encode')
     commitment = jnp.zeros(waveform.shape[:1])
@@ -275,24 +313,42 @@ class CodecModel:
       estimate = self.module.apply(
         variables, latents, waveform, method='reconstruct'
       )
+    return estimate, commitment, flax_mutables
+
+  def compare(
+    self, waveform: Array, estimate: Array, commitment: Array, training: bool
+  ) -> tuple[Array, dict[str, Array]]:
+    """Mean loss per clip of what `generate` returned.
+
+    Args:
+      waveform: float32 `[batch, samples]`.
+      estimate: float32 `[batch, samples]`.
+      commitment: float32 `[batch]`.
+      training: whether spectra may have half their overlap.
+
+    Returns:
+      The loss, and its terms and further measures by name, all float32 scalars.
+    """
     overlap = 2 if training else 4
-    mel = losses.spectral_distance(
-      waveform, estimate, self.spec.sample_rate_hz, overlap
-    )
+    rate = self.spec.sample_rate_hz
+    values = {}
+    mel = losses.spectral_distance(waveform, estimate, rate, overlap)
+    distance = mel
+    if self._distance is not losses.spectral_distance:
+      distance = self._distance(waveform, estimate, rate, overlap)
+      values['distance'] = distance.mean()
     phase = losses.complex_distance(waveform, estimate, overlap=overlap)
     loss = jnp.mean(
-      mel + self._complex_weight * phase + self._commitment_weight * commitment
+      distance
+      + self._complex_weight * phase
+      + self._commitment_weight * commitment
     )
-    metrics = _averages(
-      loss=loss,
-      spectral_distance=mel.mean(),
-      complex_distance=phase.mean(),
-      commitment=commitment.mean(),
-      snr_db=losses.snr_db(waveform, estimate).mean(),
-    )
-    if self._phase == 'autoencoder':
-      return loss, metrics
-    return loss, (metrics, flax_mutables)
+    return loss, values | {
+      'spectral_distance': mel.mean(),
+      'complex_distance': phase.mean(),
+      'commitment': commitment.mean(),
+      'snr_db': losses.snr_db(waveform, estimate).mean(),
+    }
 
   def _draw_num_levels(self, rng, batch, training):
     if not training:
@@ -349,7 +405,7 @@ class CodecModel:
     )
 
 
-def _averages(**values):
+def averages(**values):
   """Metrics as clu knows them; inference never needs clu."""
   from clu import metrics  # pylint: disable=g-import-not-at-top
 

@@ -2,7 +2,9 @@
 
 Zeghidour et al., "SoundStream: An End-to-End Neural Audio Codec"; geometry as
 in AudioLM, whose tokens V2Meow models. Causal: a position sees its own samples
-and those before, a sample its own position and those before.
+and those before, a sample its own position and those before. The paper's
+optional denoising (section III-F, a condition that says whether to) is left
+out.
 """
 
 import dataclasses
@@ -49,6 +51,11 @@ class Network(nn.Module):
       c.channels, c.strides, c.dilations, c.num_features
     )
     self.decoder = seanet.Decoder(c.channels, c.strides, c.dilations)
+
+  @property
+  def lookahead(self) -> int:
+    """Samples past the end of a position that the encoder sees: none."""
+    return 0
 
   @property
   def delay(self) -> int:

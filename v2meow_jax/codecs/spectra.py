@@ -98,6 +98,31 @@ class Block(nn.Module):
     return x + scale * y
 
 
+class Surroundings(nn.Module):
+  """Puts what comes before and after around a waveform.
+
+  Chunk by chunk (collection `stream` mutable) a waveform brings what comes
+  after it, `size` samples, and the past is that of the chunk before.
+
+  Attributes:
+    size: samples before and after.
+  """
+
+  size: int
+
+  @nn.compact
+  def __call__(self, waveform: Array) -> Array:
+    """Maps `[batch, samples]` to `[batch, size + samples + size]`."""
+    size = self.size
+    if not self.is_mutable_collection('stream') or self.is_initializing():
+      return jnp.pad(waveform, ((0, 0), (size, size)))
+    shape = (waveform.shape[0], size)
+    past = self.variable('stream', 'past', jnp.zeros, shape, waveform.dtype)
+    x = jnp.concatenate([past.value, waveform], axis=1)
+    past.value = x[:, x.shape[1] - 2 * size : x.shape[1] - size]
+    return x
+
+
 class InverseStft(nn.Module):
   """Overlap-add of windowed frames.
 
@@ -163,6 +188,7 @@ class Network(nn.Module):
         for i in range(number)
       ]
 
+    self.surroundings = Surroundings(self.lookahead)
     self.encoder_in = nn.Dense(c.width)
     self.encoder_blocks = blocks('encoder', c.encoder_blocks)
     self.encoder_norm = nn.LayerNorm()
@@ -171,6 +197,11 @@ class Network(nn.Module):
     self.decoder_blocks = blocks('decoder', c.decoder_blocks)
     self.decoder_norm = nn.LayerNorm()
     self.inverse_stft = InverseStft(c.window, c.hop)
+
+  @property
+  def lookahead(self) -> int:
+    """Samples past the end of a position that the encoder sees."""
+    return (self.config.window - self.config.hop) // 2
 
   @property
   def num_bins(self) -> int:
@@ -187,15 +218,15 @@ class Network(nn.Module):
     """Spectra of windowed frames.
 
     Args:
-      waveform: float32 `[batch, time * hop]`.
+      waveform: float32 `[batch, time * hop]`; chunk by chunk `lookahead`
+        samples more, which the next chunk starts with.
 
     Returns:
       complex64 `[batch, spectra, num_bins]`.
     """
     c = self.config
-    pad = (c.window - c.hop) // 2
-    padded = jnp.pad(waveform, ((0, 0), (pad, pad)))
     window = losses.hann_window(c.window)
+    padded = self.surroundings(waveform)
     return jnp.fft.rfft(losses.frame(padded, c.window, c.hop) * window)
 
   def describe(self, spectrum: Array) -> Array:

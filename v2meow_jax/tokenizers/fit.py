@@ -139,7 +139,8 @@ def fit(
       f'{manifest}: no clips of split `train`, expected at least one. Check '
       'the column split.'
     )
-  fitter = fitting.Fitter(tokenizer(params), clips, settings, f'{out}.state')
+  made = tokenizer(params)
+  fitter = fitting.Fitter(made, clips, settings, f'{out}.state')
   with tqdm.tqdm(
     total=settings.epochs * len(clips),
     initial=settings.epochs * len(clips) - fitter.num_clips_left,
@@ -147,7 +148,8 @@ def fit(
     disable=not sys.stderr.isatty(),
   ) as bar:
     found = fitter.run(bar)
-  weights.save_params(out, {**params, **found})
+  # As the tokenizer has them: its config says which features were fitted.
+  weights.save_params(out, {**made.params, **found})
   fitter.forget()
   if fitter.num_failed:
     logging.warning('%d clips could not be read.', fitter.num_failed)

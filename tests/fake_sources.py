@@ -98,6 +98,7 @@ class Words:
   """Embedder: the number of letters."""
 
   spec = streams.get('caption')
+  window_seconds = None
 
   def __init__(self, params):
     assert not params

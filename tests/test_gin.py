@@ -11,6 +11,7 @@ import seqio
 
 from v2meow_jax import configs
 from v2meow_jax import errors
+from v2meow_jax import streams
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GIN = ROOT / 'gin'
@@ -23,7 +24,13 @@ def names(folder):
 
 # gin/codecs holds codecs, and beside them the phases of their training.
 CODECS = [n for n in names('codecs') if not n.startswith(('train_', 'fit_'))]
+# Of others there are weights, and no NETWORK to train.
+TRAINED_CODECS = [
+  n for n in CODECS if '\nNETWORK = ' in (GIN / f'codecs/{n}.gin').read_text()
+]
 CODEC_TRAINING = [n for n in names('codecs') if n.startswith('train_')]
+TOKENIZERS = [n for n in names('tokenizers') if not n.startswith('train_')]
+STYLES = [n for n in names('style') if not n.startswith('train_')]
 # gin/datasets holds datasets, and beside them the roads of their batches.
 ROADS = ['arrays', 'records']
 DATASETS = [n for n in names('datasets') if n not in ROADS]
@@ -77,7 +84,7 @@ def test_every_combination_is_built(stage):
   """Of what test_variants.py, which has the other axes, leaves fixed."""
   built = set()
   for codec, tokenizer, dataset in itertools.product(
-    CODECS, names('tokenizers'), DATASETS
+    CODECS, TOKENIZERS, DATASETS
   ):
     files = recipe(stage, codec=codec, tokenizer=tokenizer, dataset=dataset)
     configs.parse(files, BINDINGS, root='train.train')
@@ -158,7 +165,7 @@ def test_every_dataset_gives_batches(dataset, road):
 
 
 @pytest.mark.parametrize('training', CODEC_TRAINING)
-@pytest.mark.parametrize('codec', CODECS)
+@pytest.mark.parametrize('codec', TRAINED_CODECS)
 def test_every_codec_training_is_set(codec, training):
   files = [f'codecs/{codec}.gin', 'runs/train.gin', f'codecs/{training}.gin']
   bindings = [*BINDINGS[:1], "CODEC_WEIGHTS = '/nowhere'"]
@@ -167,6 +174,29 @@ def test_every_codec_training_is_set(codec, training):
   configs.parse(
     files, [*bindings, "MANIFESTS = ('/nowhere.csv',)"], root='train.train'
   )
+
+
+@pytest.mark.parametrize('style', STYLES)
+def test_every_style_is_a_stream_and_its_embedder(style):
+  configs.parse([f'style/{style}.gin', 'runs/prepare.gin'])
+  name = gin.query_parameter('STYLE/macro.value')
+  embedder = gin.query_parameter('EMBEDDER/macro.value')
+  if name is None:
+    assert embedder is None
+    return
+  spec = streams.get(name)
+  assert not spec.is_timed
+  assert embedder.configurable.wrapped.spec is spec
+
+
+def test_mulan_training_is_set():
+  files = ['style/mulan.gin', 'runs/train.gin', 'style/train_mulan.gin']
+  with pytest.raises(
+    errors.UserError, match='gin files: MANIFESTS, VOCABULARY'
+  ):
+    configs.parse(files, BINDINGS[:1], root='train.train')
+  bindings = ["MANIFESTS = ('/no.csv',)", "VOCABULARY = '/no.txt'"]
+  configs.parse(files, [*BINDINGS[:1], *bindings], root='train.train')
 
 
 @pytest.mark.parametrize(

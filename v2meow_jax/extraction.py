@@ -71,12 +71,14 @@ class Plan:
     gin_files: files that bind a `Recipe`, in order.
     codec: path of the codec's weights, or None.
     tokenizer: path of the tokenizer's weights, or None.
+    embedder: path of the style embedder's weights, or None.
   """
 
   stream_names: tuple[str, ...]
   gin_files: tuple[str, ...] = GIN_FILES
   codec: str | None = None
   tokenizer: str | None = None
+  embedder: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +88,15 @@ class Extractors:
   Attributes:
     visual: `visual.base.Extractor`s.
     audio: codecs and tokenizers.
-    text: embedders of captions.
+    music: style embedders that hear; they get the clip's sound, because what
+      is trained to follow it is asked with words of the same space.
+    text: style embedders that only read; they get the caption.
     versions: of every stream: of the code and the weights that make it.
   """
 
   visual: Mapping[str, Any]
   audio: Mapping[str, Any]
+  music: Mapping[str, Any]
   text: Mapping[str, Any]
   versions: Mapping[str, str]
 
@@ -116,6 +121,7 @@ def make_plan(
   codec: str | None = None,
   tokenizer: str | None = None,
   gin_files: Sequence[str] = GIN_FILES,
+  embedder: str | None = None,
 ) -> Plan:
   """Plans which streams are made of every clip.
 
@@ -126,6 +132,7 @@ def make_plan(
     codec: path of other weights of the codec.
     tokenizer: path of other weights of the tokenizer.
     gin_files: files that bind a `Recipe`, in order.
+    embedder: path of other weights of the style embedder.
   """
   folder = bundles.MODELS.get(model, pathlib.Path(model))
 
@@ -138,6 +145,7 @@ def make_plan(
     tuple(gin_files),
     path('codec', codec),
     path('tokenizer', tokenizer),
+    path('style', embedder),
   )
 
 
@@ -156,7 +164,7 @@ def extractors(plan: Plan) -> Extractors:
   configs.parse(plan.gin_files)
   recipe = gin.get_configurable(Recipe)()
   visual = {e.spec.name: e for e in recipe.visual}
-  audio, text, missing = {}, {}, []
+  audio, music, text, missing = {}, {}, {}, []
   for part in ('codec', 'tokenizer'):
     make, path = getattr(recipe, part), getattr(plan, part)
     if make and path:
@@ -165,9 +173,11 @@ def extractors(plan: Plan) -> Extractors:
     elif make:
       missing.append(part)
   if recipe.embedder:
-    made = recipe.embedder({})
-    text[made.spec.name] = made
-  known = {**visual, **audio, **text}
+    path = plan.embedder
+    made = recipe.embedder(weights.load_params(path) if path else {})
+    hears = made.window_seconds is not None
+    (music if hears else text)[made.spec.name] = made
+  known = {**visual, **audio, **music, **text}
   for name in plan.stream_names:
     streams.get(name)
     if name not in known:
@@ -185,6 +195,7 @@ def extractors(plan: Plan) -> Extractors:
   return Extractors(
     pick(visual),
     pick(audio),
+    pick(music),
     pick(text),
     {name: _version(known[name]) for name in plan.stream_names},
   )
@@ -252,14 +263,15 @@ def make_part(
       found[name], length = source.picture(extractor)
       seconds = min(seconds, length)
   waveforms = {}
-  for name, encoder in made.audio.items():
+  for name, hearer in {**made.audio, **made.music}.items():
     if name in found:
       continue
-    rate = encoder.spec.sample_rate_hz
+    rate = hearer.spec.sample_rate_hz
     if rate not in waveforms:
       waveforms[rate] = source.sound(rate)
       seconds = min(seconds, len(waveforms[rate]) / rate)
-    found[name] = np.asarray(encoder.encode(waveforms[rate][np.newaxis]))[0]
+    hear = hearer.embed_audio if name in made.music else hearer.encode
+    found[name] = np.asarray(hear(waveforms[rate][np.newaxis]))[0]
   for name, embedder in made.text.items():
     if name not in found:
       found[name] = embedder.embed_text([source.caption], allow_unknown=True)[0]
@@ -321,7 +333,8 @@ def read_part(folder: str | os.PathLike, clip_id: str) -> Part:
 
 def _keys(source: Source, made: Extractors) -> dict[str, str]:
   """What every stream of a clip follows from."""
-  key = source.key() if made.visual or made.audio else ''
+  from_file = made.visual or made.audio or made.music
+  key = source.key() if from_file else ''
   return {
     name: f'{source.caption if name in made.text else key} {version}'
     for name, version in made.versions.items()

@@ -251,9 +251,10 @@ def _parser() -> argparse.ArgumentParser:
     '--model',
     metavar='NAME_OR_DIR',
     default='bundled',
-    help='model whose codec and tokenizer are used (default: %(default)s)',
+    help='model whose codec, tokenizer and style embedder are used (default: '
+    '%(default)s)',
   )
-  for part in ('codec', 'tokenizer'):
+  for part in ('codec', 'tokenizer', 'embedder'):
     add(f'--{part}', metavar='PATH', help=f'weights of another {part}')
   add(
     '--gin_file',
@@ -313,6 +314,7 @@ def main(argv: Sequence[str]) -> int:
     args.codec,
     args.tokenizer,
     args.gin_file or extraction.GIN_FILES,
+    args.embedder,
   )
   out = pathlib.Path(args.out)
   parts = out / _PARTS

@@ -17,7 +17,7 @@ GENERATE = [
   'absl-py>=2.1',  # logging, and the flags of the training command
   'av>=18',  # decodes and writes video; has the FFmpeg libraries inside
   'dm-tree>=0.1.8',  # walks nested weights
-  'flatbuffers>=24.3',  # `v2meow export`: what jax.export writes files with
+  'flatbuffers>=24.3',  # what jax.export writes files with; reads TFLite
   'flax>=0.12',  # the modules of network and codec (Flax linen)
   'gin-config>=0.5',  # the configuration of a bundle is gin
   'jax>=0.10',  # everything numerical; brings jaxlib and ml_dtypes
@@ -52,6 +52,18 @@ EVALUATE = [
 # a machine with TPUs needs: the libtpu that goes with the installed JAX.
 TPU = [
   'jax[tpu]>=0.10',
+]
+
+# What loading weights that others publish needs besides: each package only for
+# some of them, as `v2meow weights list` shows.
+PRETRAINED = [
+  'ai-edge-litert>=1.2',  # runs the TFLite parts of MusicCoCa
+  'h5py>=3.10',  # reads Keras weights: YAMNet
+  'huggingface_hub>=0.30',  # downloads, when it is asked to
+  'sentencepiece>=0.2',  # the words of MusicCoCa
+  'tensorflow>=2.16',  # reads TensorFlow checkpoints and runs TRILL
+  'tokenizers>=0.20',  # the words of CLAP: byte-level BPE
+  'torch>=2.4',  # reads PyTorch files, with weights_only; never runs a model
 ]
 
 # What TFDS's own command, `tfds build`, needs besides `train`.
@@ -93,6 +105,7 @@ setuptools.setup(
     'train': TRAIN,
     'evaluate': EVALUATE,
     'beam': BEAM,
+    'pretrained': PRETRAINED,
     'tpu': TPU,
     'test': TEST,
   },

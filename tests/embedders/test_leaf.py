@@ -27,23 +27,25 @@ def variables():
   """Random weights behind a front end as it starts."""
   variables = random_weights.like(leaf.expected(CONFIG))
   front_end = leaf.FrontEnd(CONFIG)
-  start = front_end.init(jax.random.PRNGKey(0), np.zeros((1, 800), 'f4'))
+  start = jax.jit(front_end.init)(
+    jax.random.PRNGKey(0), np.zeros((1, 800), 'f4')
+  )
   variables['params']['front_end'] = jax.tree.map(np.array, start['params'])
   return variables
 
 
-@pytest.mark.parametrize('num_samples', [800, 4001])
+@pytest.mark.parametrize('num_samples', [801])
 def test_front_end_equals_numpy(num_samples, rng):
   config = leaf.Config(num_filters=5)
   waveform = rng.uniform(-0.5, 0.5, (2, num_samples)).astype(np.float32)
   front_end = leaf.FrontEnd(config)
-  params = front_end.init(jax.random.PRNGKey(0), waveform)['params']
+  params = jax.jit(front_end.init)(jax.random.PRNGKey(0), waveform)['params']
   # Every channel with numbers of its own.
   params = jax.tree.map(
     lambda x: np.asarray(x * rng.uniform(0.9, 1.04, x.shape), np.float32),
     params,
   )
-  found = front_end.apply({'params': params}, waveform)
+  found = jax.jit(front_end.apply)({'params': params}, waveform)
   expected = [reference.front_end(clip, params) for clip in waveform]
   assert found.shape == (2, -(-num_samples // 160), 5)
   # Measured: 4e-6 of values up to 3.

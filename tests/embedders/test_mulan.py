@@ -71,7 +71,7 @@ def test_log_mel_is_that_of_librosa(rng):
   expected = (np.log(power.T + 1e-4) + 4) / 4
   found = mulan.log_mel(waveform[None], 64)[0]
   assert found.shape == (98, 64)  # 1 + (16000 - 400) // 160
-  # Measured: 2e-7. A frame of librosa has n_fft samples, so it lacks the last.
+  # Measured: 2e-7. Frames of librosa are longer, so the last one lacks here.
   np.testing.assert_allclose(found[: len(expected)], expected, atol=2e-6)
   assert mulan.log_mel(np.zeros((1, 160000), 'f4'), 64).shape == (1, 998, 64)
 

@@ -118,10 +118,12 @@ class MusicCoca(shared_space.SharedSpace):
       )
     self.hop_seconds = hop_seconds or self.window_seconds
     self.params = {name: np.asarray(params[name], np.uint8) for name in _FILES}
+    self._parts = {}  # made when they are asked for
 
-  @functools.cache  # noqa: B019, as long as the embedder
   def _part(self, name: str) -> _Part:
-    return _Part(name, self.params[name].tobytes())
+    if name not in self._parts:
+      self._parts[name] = _Part(name, self.params[name].tobytes())
+    return self._parts[name]
 
   @functools.cached_property
   def _tokenizer(self):

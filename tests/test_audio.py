@@ -104,6 +104,23 @@ def test_read_a_part(tmp_path, rng):
   )
 
 
+@pytest.mark.parametrize('channels, rate', [(8, 192_000), (12, 48_000)])
+def test_many_channels(tmp_path, rng, channels, rate):
+  sound = rng.integers(-3000, 3000, (rate // 8, channels), np.int16)
+  path = str(tmp_path / 'many.wav')
+  with wave.open(path, 'wb') as file:
+    file.setnchannels(channels)
+    file.setsampwidth(2)
+    file.setframerate(rate)
+    file.writeframes(sound.tobytes())
+  read = audio.read(path)
+  assert read.sample_rate_hz == rate
+  np.testing.assert_allclose(read.samples, sound / 2**15, atol=1e-6)
+  np.testing.assert_allclose(
+    audio.read_mono(path, rate), sound.mean(1) / 2**15, atol=1e-6
+  )
+
+
 def _write_late(path, sound_seconds, picture_seconds):
   """A video whose clicks and picture start at the given times."""
   with av.open(str(path), 'w') as target:

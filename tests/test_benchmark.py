@@ -2,16 +2,20 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from tests import toy
 from v2meow_jax import benchmark
+from v2meow_jax import codec_speed
 from v2meow_jax import configs
 from v2meow_jax import decoding_speed
+from v2meow_jax import streams
 from v2meow_jax import trainer
 from v2meow_jax import training_speed
 from v2meow_jax import training_steps
+from v2meow_jax.codecs import encodec
 
 
 def test_decode_counts_steps_and_tokens(code_folder, capsys):
@@ -217,3 +221,34 @@ def test_every_size_is_known():
   for size in ('tiny', 'small', 'base'):
     assert (folder / f'{size}.gin').is_file()
     assert decoding_speed.read_size(size).num_layers >= 1
+
+
+def test_codec_encodes_and_decodes(monkeypatch, capsys):
+  assert benchmark._CODECS == tuple(codec_speed.CODECS)
+  for name in codec_speed.CODECS:
+    shapes = codec_speed._shapes(name)
+    spec = streams.get(name)
+    books = shapes['quantizer']['codebooks'].shape
+    assert books[:2] == (spec.num_levels, spec.num_codes)
+  config = encodec.Config(2, (64, 5), 1, 8)
+  shapes = encodec.shapes(config)
+  monkeypatch.setattr(codec_speed, '_shapes', lambda name: shapes)
+  monkeypatch.setitem(
+    codec_speed.CODECS, 'encodec', lambda made: encodec.Encodec(made, config)
+  )
+  arguments = 'codec --codec encodec --seconds 1.5 --batch 2'
+  assert benchmark.main(arguments.split()) == 0
+  line = json.loads(capsys.readouterr().out)
+  assert (line['benchmark'], line['codec']) == ('codec', 'encodec')
+  assert (line['weights'], line['batch']) == ('random', 2)
+  for what in ('encode', 'decode'):
+    assert line[f'{what}_real_time_factor'] == pytest.approx(
+      line[f'{what}_seconds'] / 3, rel=1e-3
+    )
+    assert line[f'{what}_compile_seconds'] > line[f'{what}_seconds']
+  assert line['parameters'] == sum(
+    np.prod(shape.shape) for shape in jax.tree.leaves(shapes)
+  )
+  with pytest.raises(SystemExit):
+    benchmark.main(['codec', '--codec', 'encodec', '--seconds', '0'])
+  assert '--seconds is 0, expected more than 0' in capsys.readouterr().err

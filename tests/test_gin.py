@@ -196,7 +196,12 @@ def test_mulan_training_is_set():
   ):
     configs.parse(files, BINDINGS[:1], root='train.train')
   bindings = ["MANIFESTS = ('/no.csv',)", "VOCABULARY = '/no.txt'"]
-  configs.parse(files, [*BINDINGS[:1], *bindings], root='train.train')
+  bindings = [*BINDINGS[:1], *bindings]
+  configs.parse(files, bindings, root='train.train')
+  assert gin.query_parameter('TRAIN_STEPS/macro.value') == 100000
+  files.append('style/train_mulan_small.gin')
+  configs.parse(files, bindings, root='train.train')
+  assert gin.query_parameter('TRAIN_STEPS/macro.value') == 600
 
 
 @pytest.mark.parametrize(

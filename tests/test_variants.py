@@ -262,7 +262,7 @@ def test_table_is_complete():
   assert found('stages') == set(STAGES)
   assert found('visual') == set(VISUAL)
   # Others are vectors in the place of MuLan's, and one trains it.
-  others = {'clap', 'musiccoca', 'train_mulan'}
+  others = {'clap', 'musiccoca', 'train_mulan', 'train_mulan_small'}
   assert found('style') == {*STYLES, *others}
   assert found('sizes') == {*SIZES, 'bundled'}
   assert found('adaptors') == {'fold', 'keep'}

@@ -123,8 +123,9 @@ def _decode(
     timed = stream if picture is None else picture
     origin = float((timed.start_time or 0) * timed.time_base)
     rate = stream.codec_context.sample_rate
-    # Planar float of the channels as they are; no change of rate.
-    converter = av.AudioResampler('fltp', rate=rate)
+    # Float of the channels as they are; no change of rate. Not planar: PyAV
+    # miscounts the planes of eight channels and more, and crashes.
+    converter = av.AudioResampler('flt', rate=rate)
     first = round(start_seconds * rate)
     last = np.inf if end_seconds is None else round(end_seconds * rate)
     position = first  # of the next sample, counted from time 0
@@ -139,7 +140,8 @@ def _decode(
         num_damaged += 1
         continue
       for pts, part in parts:
-        samples = part.to_ndarray().T
+        # [1, samples * channels] -> [samples, channels]
+        samples = part.to_ndarray().reshape(-1, part.layout.nb_channels)
         shift = 0
         if pts is not None:
           time = float(pts * stream.time_base) - origin

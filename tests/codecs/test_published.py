@@ -1,15 +1,23 @@
 """DAC and EnCodec: what both share, and parity with transformers."""
 
 import json
+import wave
 
+import gin
 import jax
 import numpy as np
 import pytest
 
 from tests import contracts
+from tests import toy
 from tests.golden import codecs as golden
+from v2meow_jax import bundles
+from v2meow_jax import cli
 from v2meow_jax import errors
+from v2meow_jax import extraction
+from v2meow_jax import manifests
 from v2meow_jax import pretrained
+from v2meow_jax import sources
 from v2meow_jax import weight_files
 from v2meow_jax import weights
 from v2meow_jax.codecs import base
@@ -279,15 +287,16 @@ def test_another_geometry_is_refused(name, change, message, tmp_path):
   assert str(error.value).startswith(str(tmp_path / 'config.json'))
 
 
-def test_silence_noise_and_what_is_no_number(codec, rng):
+def test_silence_one_sample_and_what_is_no_number(codec, rng):
+  # Two clips, as in the contract: nothing is compiled again.
   hop = codec.hop
-  silence = np.asarray(codec.encode(np.zeros((1, 3 * hop), 'f4')))
+  silence = np.asarray(codec.encode(np.zeros((2, 3 * hop), 'f4')))
   sound = np.asarray(codec.decode(silence))
-  assert sound.shape == (1, 3 * hop) and np.isfinite(sound).all()
-  one = np.asarray(codec.encode(np.ones((1, 1), 'f4')))
-  assert one.shape == (1, 1, codec.spec.num_levels)
+  assert sound.shape == (2, 3 * hop) and np.isfinite(sound).all()
+  one = np.asarray(codec.encode(np.ones((2, 1), 'f4')))
+  assert one.shape == (2, 1, codec.spec.num_levels)
   for bad in (np.nan, np.inf):
-    waveform = rng.uniform(-1, 1, (1, 3 * hop)).astype('f4')
+    waveform = rng.uniform(-1, 1, (2, 3 * hop)).astype('f4')
     waveform[0, 7] = bad
     with pytest.raises(ValueError, match='holds NaN or infinity, expected sam'):
       codec.encode(waveform)
@@ -296,3 +305,66 @@ def test_silence_noise_and_what_is_no_number(codec, rng):
   with pytest.raises(ValueError, match=r'of shape \(8, 1, 640\), expected'):
     codec.encode(np.zeros((8, 1, 640), 'f4'))
   assert [*codec.encode_chunks([])] == []
+
+
+def write_wav(path, channels, rate, seconds):
+  """A sound of many channels, not all alike."""
+  time = np.arange(round(seconds * rate)) / rate
+  phases = np.arange(channels)
+  sound = 0.5 * np.sin(2 * np.pi * 440 * time[:, None] + phases)
+  with wave.open(str(path), 'wb') as file:
+    file.setnchannels(channels)
+    file.setsampwidth(2)
+    file.setframerate(rate)
+    file.writeframes((32767 * sound).astype('<i2').tobytes())
+
+
+def test_from_the_command_to_records_and_a_bundle(
+  name, codec, folder, tmp_path, capsys
+):
+  path = str(tmp_path / 'codec.safetensors')
+  convert = ['weights', 'convert', ROWS[name], '--path', str(folder)]
+  assert cli.main([*convert, '--out', path]) == 0
+  assert cli.main(['weights', 'check', path]) == 0
+  assert f'{path}: {ROWS[name]}, ' in capsys.readouterr().out
+  # As `v2meow prepare --codec` does, of eight channels at 192 kHz.
+  sound = tmp_path / 'sound.wav'
+  write_wav(sound, channels=8, rate=192_000, seconds=0.25)
+  plan = extraction.make_plan(
+    (name,),
+    codec=path,
+    gin_files=(
+      'visual/scene.gin',
+      f'codecs/{name}.gin',
+      'tokenizers/spectral.gin',
+      'style/none.gin',
+      'runs/prepare.gin',
+    ),
+  )
+  try:
+    made = extraction.extractors(plan)
+  finally:
+    gin.clear_config()
+  extraction.try_out(made)
+  clip = manifests.Clip('a', sound, 0.0, None, 'train', '')
+  source = sources.FileSource(clip)
+  (codes,) = extraction.make_part(source, made).arrays.values()
+  rate = codec.sample_rate_hz
+  assert codes.shape == (int(0.25 * codec.spec.rate_hz), codec.spec.num_levels)
+  mono = source.sound(rate)
+  assert mono.shape == (rate // 4,)
+  np.testing.assert_array_equal(
+    codec.encode(mono[None])[0, : len(codes)], codes
+  )
+  # And `python -m v2meow_jax.bundles pack`.
+  first, *rest = toy.gin_files(tmp_path)
+  files = [first, *rest[:2], f'codecs/{name}.gin', *rest[2:]]
+  with bundles.read_recipe(files) as recipe:
+    parts = toy.parts(recipe) | {'codec': weights.load_params(path)}
+  bundle = bundles.load(bundles.save(tmp_path / 'bundle', files, parts))
+  assert bundle.codec.spec == codec.spec
+  assert bundle.codec.network == codec.network  # not gin's dimensions
+  assert bundle.models[-1].stage.target.spec == codec.spec
+  parts['codec'] = weights.without_config(parts['codec'])
+  with pytest.raises(errors.UserError, match='Part `codec`: Weights do not f'):
+    bundles.save(tmp_path / 'other', files, parts)

@@ -54,6 +54,23 @@ def test_decoder_sees_its_own_position_and_the_past(rng, network, variables):
     assert reached.min() < 8
 
 
+def test_random_networks_are_not_loud():
+  network = soundstream.Network(soundstream.Config(channels=4, num_features=8))
+  x = 0.1 * np.sin(2 * np.pi * 220 * np.arange(3200) / 16000)
+  x = x[None].astype('f4')
+  rms = lambda y: float(jnp.sqrt(jnp.square(y).mean()))
+
+  @jax.jit
+  def run(key):
+    variables = network.init(key, x[:, :320], mutable=['params'])
+    latents = network.apply(variables, x, method='encode')
+    return latents, network.apply(variables, latents, method='decode')
+
+  latents, decoded = run(jax.random.PRNGKey(0))
+  assert 2e-3 < rms(latents) < 0.1  # measured .011; .46 if units add it all
+  assert 2e-3 < rms(decoded) < 0.1  # measured .013; 1.1 if units add it all
+
+
 def test_receptive_field_of_the_encoder_is_its_formula(network, variables, rng):
   encode = lambda x: network.apply(variables, x, method='encode')
   x = jnp.asarray(rng.standard_normal((1, 60 * HOP)), jnp.float32)

@@ -24,6 +24,7 @@ class CausalConv(nn.Module):
     stride: inputs per output; time must be a multiple of it.
     dilation: inputs between taps.
     depthwise: one filter per feature (features must equal the input's).
+    initial_scale: variance of the output over that of the input, at first.
   """
 
   features: int
@@ -31,6 +32,7 @@ class CausalConv(nn.Module):
   stride: int = 1
   dilation: int = 1
   depthwise: bool = False
+  initial_scale: float = 1.0
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -38,7 +40,9 @@ class CausalConv(nn.Module):
     in_features = 1 if self.depthwise else x.shape[-1]
     kernel = self.param(
       'kernel',
-      nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal'),
+      nn.initializers.variance_scaling(
+        self.initial_scale, 'fan_in', 'truncated_normal'
+      ),
       (self.kernel_size, in_features, self.features),
     )
     bias = self.param('bias', nn.initializers.zeros, (self.features,))

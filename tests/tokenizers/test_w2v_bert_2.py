@@ -1,9 +1,11 @@
 """w2v-BERT 2.0 against transformers, and its loader."""
 
 import dataclasses
+import functools
 import json
 
 import gin
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -42,11 +44,10 @@ def test_matches_transformers(is_live):
   assert published.error(features, golden['features']) < 2e-5
   config = w2v_bert_2.read_config(json.loads(str(golden['config'])))
   params = w2v_bert_2.translate(arrays, config)['params']
-  for layer in range(3):
-    made = w2v_bert_2.Config(**config, layer=layer)
-    found = w2v_bert_2.Network(made).apply(
-      {'params': params}, golden['features'][None], method='encode'
-    )
+  for layer in (0, 2):
+    network = w2v_bert_2.Network(w2v_bert_2.Config(**config, layer=layer))
+    run = jax.jit(functools.partial(network.apply, method='encode'))
+    found = run({'params': params}, golden['features'][None])
     # Measured: 5e-7.
     assert published.error(found[0], golden[f'layer_{layer}']) < 4e-6
 
@@ -55,19 +56,21 @@ def test_a_token_is_the_mean_of_two_positions(rng):
   golden, arrays = published.read('w2v_bert_2')
   config = w2v_bert_2.read_config(json.loads(str(golden['config'])))
   variables = w2v_bert_2.translate(arrays, config)
-  made = w2v_bert_2.Config(**config, **CHOICES)
-  tokenizer = w2v_bert_2.W2vBert2(variables, config=made)
+  made = w2v_bert_2.Config(**config, **CHOICES | {'layer': 0})
+  tokenizer = w2v_bert_2.W2vBert2(variables, made)
   waveform = rng.uniform(-0.5, 0.5, 6400).astype('f4')
   found = tokenizer.features(waveform)
   # Half of what a frame of 25 ms is longer than its hop, on either side.
   x = w2v_bert_2.standardise(w2v_bert_2.log_mel(np.pad(waveform, 120)))
   assert x.shape == (40, 80)
-  x = w2v_bert_2.Network(made).apply(
-    {'params': variables['params']}, x.reshape(1, 20, 160), method='encode'
-  )[0]
+  params = variables['params']
+  x = x.reshape(20, 160)
+  x = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+  x = x * params['input_norm']['scale'] + params['input_norm']['bias']
+  x = x @ params['projection']['kernel'] + params['projection']['bias']
   expected = (x[::2] + x[1::2]) / 2
-  # Measured: 1e-6.
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+  # Measured: 1e-5 of values up to 8: the norm's epsilon is left out here.
+  np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_loads_checks_and_makes_tokens(folder, rng):

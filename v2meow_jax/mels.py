@@ -102,7 +102,7 @@ class LogMel:
 
   def filters(self) -> np.ndarray:
     """Returns the filters, float32 `[fft // 2 + 1, mels]`."""
-    return _filters(
+    return filters(
       self.sample_rate_hz,
       self.fft,
       self.num_mels,
@@ -151,9 +151,20 @@ def _to_hertz(mel, scale):
 
 
 @functools.lru_cache
-def _filters(
-  sample_rate_hz, fft, num_mels, low_hz, high_hz, scale, slopes, is_area_one
-):
+def filters(
+  sample_rate_hz: float,
+  fft: int,
+  num_mels: int,
+  low_hz: float,
+  high_hz: float,
+  scale: str = 'htk',
+  slopes: str = 'hertz',
+  is_area_one: bool = False,
+) -> np.ndarray:
+  """Returns triangular filters, float32 `[fft // 2 + 1, num_mels]`.
+
+  Args: see `LogMel`.
+  """
   mels = np.linspace(*_to_mel([low_hz, high_hz], scale), num_mels + 2)
   hertz = _to_hertz(mels, scale)
   bins = np.arange(fft // 2 + 1)[:, None] * (sample_rate_hz / fft)

@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from v2meow_jax import errors
+from v2meow_jax import mels
 from v2meow_jax import pretrained
 from v2meow_jax import streams
 from v2meow_jax import weight_files
 from v2meow_jax import weights
 from v2meow_jax.tokenizers import clustered
 from v2meow_jax.tokenizers import conformer
-from v2meow_jax.tokenizers import mels
+from v2meow_jax.tokenizers import frames as frames_lib
 from v2meow_jax.tokenizers import wav2vec_names as names
 
 Array = np.ndarray
@@ -158,14 +159,14 @@ def log_mel(waveform: Array) -> Array:
   waveform = waveform[: _WINDOW + (num_frames - 1) * _HOP]
   window = np.hanning(_WINDOW + 1)[:-1]
   matrix = mels.filters(
-    margin + 1, NUM_MELS, 0.0, 12_000.0, _SPEC.sample_rate_hz, in_mels=False
+    _SPEC.sample_rate_hz, _WINDOW, NUM_MELS, low_hz=0.0, high_hz=12_000.0
   )
 
   def transform(frames):
-    power = mels.power(frames * window, _WINDOW) @ matrix
+    power = frames_lib.power(frames * window, _WINDOW) @ matrix
     return 10 * np.log10(np.maximum(power, _FLOOR))
 
-  return mels.frame_blocks(waveform, _WINDOW, _HOP, transform)
+  return frames_lib.blocks(waveform, _WINDOW, _HOP, transform)
 
 
 class MusicFm(clustered.Clustered):

@@ -23,11 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from v2meow_jax import mels
 from v2meow_jax import streams
 from v2meow_jax import weights
 from v2meow_jax.tokenizers import clustered
 from v2meow_jax.tokenizers import conformer
-from v2meow_jax.tokenizers import mels
+from v2meow_jax.tokenizers import frames as frames_lib
 
 Array = jax.Array
 
@@ -101,7 +102,7 @@ def _log_mel(frames, xp: ModuleType):
   """Maps `[…, frames, 400]` samples to standardised log mels."""
   window = np.hanning(_WINDOW + 1)[:-1].astype(np.float32)
   matrix = mels.filters(
-    _FFT // 2 + 1, NUM_MELS, 20.0, 8000.0, _SPEC.sample_rate_hz, in_mels=False
+    _SPEC.sample_rate_hz, _FFT, NUM_MELS, low_hz=20.0, high_hz=8000.0
   )
   spectrum = xp.fft.rfft(frames * window, _FFT)
   power = spectrum.real**2 + spectrum.imag**2
@@ -229,4 +230,4 @@ class W2vBert(clustered.Clustered):
   def _frames(self, waveform: np.ndarray) -> np.ndarray:
     transform = functools.partial(_log_mel, xp=np)
     waveform = np.pad(waveform, _MARGIN)
-    return mels.frame_blocks(waveform, _WINDOW, _HOP, transform)
+    return frames_lib.blocks(waveform, _WINDOW, _HOP, transform)

@@ -18,13 +18,14 @@ import jax
 import numpy as np
 
 from v2meow_jax import errors
+from v2meow_jax import mels
 from v2meow_jax import pretrained
 from v2meow_jax import streams
 from v2meow_jax import weight_files
 from v2meow_jax import weights
 from v2meow_jax.tokenizers import clustered
 from v2meow_jax.tokenizers import conformer
-from v2meow_jax.tokenizers import mels
+from v2meow_jax.tokenizers import frames as frames_lib
 from v2meow_jax.tokenizers import wav2vec_names as names
 
 Array = np.ndarray
@@ -128,17 +129,17 @@ def log_mel(waveform: Array) -> Array:
   # Povey's window: Hann's to the power of 0.85.
   window = np.hanning(_WINDOW) ** 0.85
   matrix = mels.filters(
-    _FFT // 2 + 1, NUM_MELS, 20.0, 8000.0, _SPEC.sample_rate_hz, in_mels=True
+    _SPEC.sample_rate_hz, _FFT, NUM_MELS, 20.0, 8000.0, slopes='mel'
   )
 
   def transform(frames):
     frames = frames.astype(np.float64) * 2**15  # Kaldi hears 16-bit integers
     frames -= frames.mean(axis=1, keepdims=True)
     before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
-    spectrum = mels.power((frames - _PREEMPHASIS * before) * window, _FFT)
+    spectrum = frames_lib.power((frames - _PREEMPHASIS * before) * window, _FFT)
     return np.log(np.maximum(spectrum @ matrix, _FLOOR))
 
-  return mels.frame_blocks(waveform, _WINDOW, _HOP, transform)
+  return frames_lib.blocks(waveform, _WINDOW, _HOP, transform)
 
 
 def standardise(x: Array) -> Array:

@@ -14,7 +14,7 @@ from v2meow_jax.codecs import chunked
 from v2meow_jax.codecs import encodec
 from v2meow_jax.codecs import models
 
-TINY = encodec.Config(channels=2, num_features=4)
+TINY = encodec.Config(2, (64, 5), 1, 4)
 
 
 @pytest.fixture(scope='module')
@@ -54,9 +54,10 @@ def test_nothing_later_is_seen_but_at_the_start(params):
   encode = lambda x: codec.network.apply(
     {'params': codec.variables['params']}, x, method='encode'
   )
-  gradient = lambda i: np.asarray(
-    jax.grad(lambda x: encode(x)[0, i].sum())(waveform)
-  )[0]
+  compiled = jax.jit(
+    lambda i: jax.grad(lambda x: encode(x)[0, i].sum())(waveform)[0]
+  )
+  gradient = lambda i: np.asarray(compiled(i))
   late = np.flatnonzero(gradient(20))
   assert late.max() == 21 * 320 - 1
   # The mirrored start: positions 1 to 6 are before position 0.
@@ -101,23 +102,28 @@ def test_lstm_is_that_of_numpy(rng):
 
 
 def test_a_trained_one_is_a_codec(params, tmp_path):
-  """It learns as SoundStream does, and its weights need no config."""
+  """It can be trained as SoundStream is; its weights need no config."""
   model = models.CodecModel(
     encodec.Network(TINY), 'encodec', 'joint', kmeans_iterations=1
   )
   waveform = jnp.asarray(golden.make_waveform(4))
   key = jax.random.key(0)
-  variables = model.get_initial_variables(key, {'waveform': waveform.shape})
+  variables = jax.tree.map(
+    lambda x: np.zeros(x.shape, x.dtype),
+    jax.eval_shape(
+      lambda: model.get_initial_variables(key, {'waveform': waveform.shape})
+    ),
+  )
   mutables = {'quantizer': variables['quantizer']}
   loss = lambda params: model.loss_fn(
     params, {'waveform': waveform}, key, mutables
   )
-  (value, (_, mutables)), gradient = jax.jit(
-    jax.value_and_grad(loss, has_aux=True)
-  )(variables['params'])
-  assert np.isfinite(value)
-  norms = jax.tree.map(lambda g: float(jnp.abs(g).max()), gradient)
-  assert min(jax.tree.leaves(norms)) > 0  # all of it learns
+  # Traced only: what it learns is that of tests/codecs/test_models.py.
+  (_, (_, mutables_after)), gradient = jax.eval_shape(
+    jax.value_and_grad(loss, has_aux=True), variables['params']
+  )
+  weights.check_params(gradient, variables['params'])
+  weights.check_params(mutables_after, mutables)
   path = tmp_path / 'codec.safetensors'
   weights.save_params(path, {'params': variables['params'], **mutables})
   codec = encodec.Encodec(weights.load_params(path), TINY)

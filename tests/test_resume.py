@@ -182,7 +182,10 @@ def assert_same_runs(a, b, steps=STEPS):
   test_train.assert_equal_trees(*state)
 
 
-@pytest.fixture(params=['arrays', 'records', 'codec'], scope='module')
+@pytest.fixture(
+  params=['arrays', 'records', pytest.param('codec', marks=pytest.mark.slow)],
+  scope='module',
+)
 def whole(request, tmp_path_factory, code_folder):
   """A run that was never stopped: its arguments and where it has been."""
   folder = tmp_path_factory.mktemp(request.param)

@@ -127,48 +127,83 @@ class MusicCoca(shared_space.SharedSpace):
 
   @functools.cached_property
   def _tokenizer(self):
-    try:
-      import sentencepiece
-    except ImportError as error:
-      raise errors.UserError(
-        f'MusicCoCa needs the package `sentencepiece`. {_INSTALL}'
-      ) from error
-    content = self.params[_TOKENIZER].tobytes()
-    try:
-      return sentencepiece.SentencePieceProcessor(model_proto=content)
-    except RuntimeError as error:
-      raise errors.UserError(
-        f'{_TOKENIZER} cannot be read ({error}), expected a SentencePiece '
-        'model. Convert the weights again.'
-      ) from error
-
-  def _check(self, name: str, vector: np.ndarray) -> np.ndarray:
-    if vector.size != self.spec.num_features:
-      raise errors.UserError(
-        f'{name} makes {vector.size} numbers, expected '
-        f'{self.spec.num_features}. Use the parts of MusicCoCa.'
-      )
-    return shared_space.unit(vector.reshape(-1).astype(np.float32))
+    return read_tokenizer(self.params[_TOKENIZER].tobytes(), _TOKENIZER)
 
   def _embed_windows(self, pieces: np.ndarray) -> np.ndarray:
     made = []
     for piece in pieces:
       features = self._part(_FRONT_END)(piece.astype(np.float32))
-      made.append(self._check(_MUSIC, self._part(_MUSIC)(features)))
+      made.append(check_vector(_MUSIC, self._part(_MUSIC)(features)))
     return np.stack(made)
 
   def _embed_one(self, text: str) -> np.ndarray | None:
-    known = self._tokenizer.encode(text.lower())
-    unknown = {self._tokenizer.unk_id(), self._tokenizer.piece_to_id(_SPACE)}
-    if unknown.issuperset(known):
-      return None
     encoder = self._part(_TEXT)
     length = int(np.prod(encoder.shape(np.int32)))
-    used = [_START, *known[: length - 1]]
-    tokens = np.zeros(length, np.int32)
-    tokens[: len(used)] = used
-    is_padding = (np.arange(length) >= len(used)).astype(np.float32)
-    return self._check(_TEXT, encoder(tokens, is_padding))
+    found = encode_text(self._tokenizer, text, length)
+    return None if found is None else check_vector(_TEXT, encoder(*found))
+
+
+def read_tokenizer(content: bytes, name: str):
+  """Reads the SentencePiece model of the texts.
+
+  Args:
+    content: of its file.
+    name: of its file, for an error.
+
+  Raises:
+    UserError: it is none, or the package is missing.
+  """
+  try:
+    import sentencepiece
+  except ImportError as error:
+    raise errors.UserError(
+      f'MusicCoCa needs the package `sentencepiece`. {_INSTALL}'
+    ) from error
+  try:
+    return sentencepiece.SentencePieceProcessor(model_proto=content)
+  except RuntimeError as error:
+    raise errors.UserError(
+      f'{name} cannot be read ({error}), expected a SentencePiece model. Fetch '
+      'it again, or convert the weights again.'
+    ) from error
+
+
+def encode_text(
+  tokenizer, text: str, length: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """Makes what the text encoder reads.
+
+  Args:
+    tokenizer: as `read_tokenizer` returns it.
+    text: any.
+    length: tokens that the encoder reads; the rest of a long text is left out.
+
+  Returns:
+    Tokens, int32 `[length]`, and 1 where they are padding, float32 `[length]`;
+    None for a text without any known word.
+  """
+  known = tokenizer.encode(text.lower())
+  unknown = {tokenizer.unk_id(), tokenizer.piece_to_id(_SPACE)}
+  if unknown.issuperset(known):
+    return None
+  used = [_START, *known[: length - 1]]
+  tokens = np.zeros(length, np.int32)
+  tokens[: len(used)] = used
+  return tokens, (np.arange(length) >= len(used)).astype(np.float32)
+
+
+def check_vector(name: str, vector: np.ndarray) -> np.ndarray:
+  """Returns a vector of the space, of length 1.
+
+  Raises:
+    UserError: what `name` has made has another size.
+  """
+  if vector.size != SPEC.num_features:
+    raise errors.UserError(
+      f'{name} makes {vector.size} numbers, expected {SPEC.num_features}. Use '
+      'the parts of MusicCoCa.'
+    )
+  return shared_space.unit(vector.reshape(-1).astype(np.float32))
 
 
 def convert(paths: Mapping[str, pathlib.Path]) -> dict:

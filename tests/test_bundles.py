@@ -165,7 +165,7 @@ def test_tokenizer_of_other_tokens_is_not_written(made, tmp_path):
   wrong = {'tokenizer': {'centres': np.ones((2, 3), np.float32)}}
   message = _message(bundles.save, tmp_path / 'new', files, params | wrong)
   assert message.startswith(
-    'Part `tokenizer`: Parameters of tokenizer `spectral_semantic` are '
+    'Part `tokenizer`: Clusters of tokenizer `spectral_semantic` are '
   )
   assert len(message.splitlines()) == 1  # gin appends more
   binding = ["SEMANTIC = 'w2v_bert'"]

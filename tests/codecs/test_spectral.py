@@ -51,8 +51,12 @@ def make_codec(name):
   spec = streams.get(name)
   key = jax.random.PRNGKey(0)
   waveform = jnp.zeros((1, 2 * spec.hop))
-  params = network.init(key, waveform, mutable=['params'])['params']
-  latents = network.apply({'params': params}, waveform, method='encode')
+  # Compiled, parameters alone are computed.
+  init = lambda key: network.init(key, waveform, mutable=['params'])['params']
+  params = jax.jit(init)(key)
+  latents = jax.eval_shape(
+    lambda p: network.apply({'params': p}, waveform, method='encode'), params
+  )
   codebooks = 0.3 * jax.random.normal(
     key, (spec.num_levels, spec.num_codes, latents.shape[-1])
   )
@@ -78,9 +82,10 @@ def test_encode_in_chunks_is_the_encoding_of_the_whole(codec, rng, monkeypatch):
   )
   # The network itself, without padding, chunks or a compiled length: other
   # shapes round differently, so a latent may fall to the next code.
-  latents = codec.network.apply(
-    {'params': codec.variables['params']}, waveform, method='encode'
+  encode = lambda params, waveform: codec.network.apply(
+    {'params': params}, waveform, method='encode'
   )
+  latents = jax.jit(encode)(codec.variables['params'], waveform)
   expected = base.rvq.encode(latents, codec.variables['quantizer']['codebooks'])
   assert codes.shape == expected.shape
   assert (codes != expected).mean() < 0.01  # measured 0
@@ -91,10 +96,12 @@ def test_decode_in_chunks_is_the_decoding_of_the_whole(codec, rng, monkeypatch):
   spec = codec.spec
   codes = rng.integers(0, spec.num_codes, (2, 23, spec.num_levels))
   # The network itself, without padding, chunks or a compiled length.
-  whole = codec.network.apply(
-    {'params': codec.variables['params']},
+  decode = lambda params, latents: codec.network.apply(
+    {'params': params}, latents, method='decode'
+  )
+  whole = jax.jit(decode)(
+    codec.variables['params'],
     base.rvq.decode(codes, codec.variables['quantizer']['codebooks']),
-    method='decode',
   )
   decoded = codec.decode(codes)
   assert decoded.shape == whole.shape
@@ -185,8 +192,12 @@ def test_spectral_decoder_is_causal_but_for_half_a_window(rng):
   )
   latents = jnp.asarray(rng.standard_normal((1, 10, 8)), jnp.float32)
 
+  gradient_of = jax.jit(
+    jax.grad(lambda x, sample: decode(x)[0, sample])  # one program for all
+  )
+
   def reached(sample):
-    gradient = jax.grad(lambda x: decode(x)[0, sample])(latents)
+    gradient = np.asarray(gradient_of(latents, sample))
     return np.flatnonzero(np.abs(gradient).sum((0, 2)))
 
   # A sample's last frame starts at most 480 samples before it.
@@ -201,7 +212,7 @@ def test_spectral_encoder_sees_thirty_milliseconds_ahead(rng):
     {'params': codec.variables['params']}, x, method='encode'
   )
   waveform = jnp.asarray(rng.standard_normal((1, 6 * 640)), jnp.float32)
-  gradient = jax.grad(lambda x: encode(x)[0, 3].sum())(waveform)
+  gradient = jax.jit(jax.grad(lambda x: encode(x)[0, 3].sum()))(waveform)
   last = np.flatnonzero(np.asarray(gradient))[-1]
   # The window's very last sample has weight zero or nearly so.
   assert 4 * 640 + 470 < last < 4 * 640 + 480

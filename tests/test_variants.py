@@ -261,8 +261,9 @@ def test_table_is_complete():
   found = lambda name: {path.stem for path in (folder / name).glob('*.gin')}
   assert found('stages') == set(STAGES)
   assert found('visual') == set(VISUAL)
-  # Others are vectors in the place of MuLan's, and one trains it.
-  others = {'clap', 'musiccoca', 'train_mulan', 'train_mulan_small'}
-  assert found('style') == {*STYLES, *others}
+  # Others are vectors in the place of MuLan's, or train it.
+  others = {'clap', 'musiccoca', 'musiccoca_saved_model'}
+  training = {'train_mulan', 'train_mulan_small'}
+  assert found('style') == {*STYLES, *others, *training}
   assert found('sizes') == {*SIZES, 'bundled'}
   assert found('adaptors') == {'fold', 'keep'}

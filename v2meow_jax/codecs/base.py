@@ -211,7 +211,7 @@ class Codec:
       behind = size + ahead - waveform.shape[1]
       waveform = np.pad(waveform, ((0, 0), (0, behind)))
       if stream is None:
-        stream = _silence(self._encode_chunk, self.variables, {}, waveform)
+        stream = silent_stream(self._encode_chunk, self.variables, {}, waveform)
       codes, stream = self._encode_chunk(self.variables, stream, waveform)
       return np.asarray(codes)[:, :length]
 
@@ -325,10 +325,10 @@ class Codec:
     Args:
       codes: of the first chunk; its shape is read.
     """
-    return _silence(self._decode_chunk, self.variables, {}, codes, 0)
+    return silent_stream(self._decode_chunk, self.variables, {}, codes, 0)
 
 
-def _silence(function, *arguments) -> dict:
+def silent_stream(function, *arguments) -> dict:
   """The stream that a function would leave behind, all zeros."""
   _, stream = jax.eval_shape(function, *arguments)
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), stream)

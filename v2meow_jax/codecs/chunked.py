@@ -336,7 +336,7 @@ class Codec(base.Codec):
         or infinity.
     """
     if np.ndim(waveform) == 2 and not np.shape(waveform)[1]:
-      self._refuse_waveform(waveform)
+      self._refuse(waveform)
     # The same compiled function as for chunks: one for clips of any length.
     chunks = [*self.encode_chunks([waveform])]
     return jnp.asarray(np.concatenate(chunks, axis=1))
@@ -362,7 +362,9 @@ class Codec(base.Codec):
     def run(waveform, num_valid):
       nonlocal stream, skip, owed
       if stream is None:
-        stream = self._empty_encode_stream(waveform)
+        stream = base.silent_stream(
+          self._encode_chunk, self.variables, {}, waveform, 0
+        )
       codes, stream = self._encode_chunk(
         self.variables, stream, waveform, num_valid
       )
@@ -374,7 +376,7 @@ class Codec(base.Codec):
     for waveform in chunks:
       waveform = np.asarray(waveform, np.float32)
       if waveform.ndim != 2 or not np.isfinite(waveform).all():
-        self._refuse_waveform(waveform)
+        self._refuse(waveform)
       rest = waveform if rest is None else np.concatenate([rest, waveform], 1)
       while rest.shape[1] >= size:
         owed += base.CHUNK
@@ -388,23 +390,3 @@ class Codec(base.Codec):
       padded = np.pad(rest, ((0, 0), (0, size - rest.shape[1])))
       yield run(padded, num_valid)
       rest = rest[:, :0]
-
-  def _refuse_waveform(self, waveform: Array) -> None:
-    """Says what is wrong with a waveform."""
-    if np.ndim(waveform) == 2 and np.size(waveform):
-      raise ValueError(
-        f'Codec `{self.spec.name}`: the waveform holds NaN or infinity, '
-        'expected samples in -1..1. Repair the sound or leave it out.'
-      )
-    raise ValueError(
-      f'Codec `{self.spec.name}`: waveform of shape {np.shape(waveform)}, '
-      'expected [batch, samples] with at least one sample. Mix to mono and '
-      'add the batch axis.'
-    )
-
-  def _empty_encode_stream(self, waveform: np.ndarray) -> dict:
-    """As `empty_stream`, of the encoder."""
-    _, stream = jax.eval_shape(
-      self._encode_chunk, self.variables, {}, waveform, 0
-    )
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), stream)

@@ -9,6 +9,7 @@ one compilation and memory does not grow; the ends of a window, which hear less
 than the middle, are left to its neighbours.
 """
 
+import abc
 from collections.abc import Mapping
 import dataclasses
 
@@ -129,13 +130,13 @@ class Clustered(base.ClusterTokenizer):
       pieces.append(out[first:last])
     return np.concatenate(pieces)
 
+  @abc.abstractmethod
   def _frames(self, waveform: Array) -> Array:
     """Maps float32 `[samples]`, a multiple of the hop, to what is heard.
 
     Returns:
       float32 `[time * steps, bins]`.
     """
-    raise NotImplementedError
 
 
 def parameter_shapes(network: nn.Module) -> dict:
